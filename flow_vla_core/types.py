@@ -1,0 +1,103 @@
+"""What crosses a layer: observations, conditions and action chunks.
+
+Shapes, for the whole package: ``B`` batch, ``T`` tokens or time, ``H`` horizon, ``A`` action,
+``S`` state, ``C Y X`` image. Stamps are integers in nanoseconds of ROS time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+__all__ = ['ActionChunk', 'Batch', 'Condition', 'Observation']
+
+
+@dataclass(frozen=True)
+class Observation:
+    """Holds what the robot saw at one reference time.
+
+    Args:
+        stamp: reference time, ns.
+        images: camera name -> (T, Y, X, C) uint8, oldest first, the size that the policy sees.
+        state: (T, S) float32, the contract's state streams side by side.
+        instruction: the words in force at the reference time.
+        stamps: stream name -> stamps of the T samples used, ns.
+    """
+
+    stamp: int
+    images: Mapping[str, np.ndarray]
+    state: np.ndarray
+    instruction: str
+    stamps: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ActionChunk:
+    """Holds a plan: action ``i`` is meant for ``stamp + i * dt``.
+
+    Args:
+        stamp: reference time of the observation that it answers, ns.
+        dt: time between two actions, ns.
+        actions: (H, A) float32 in the contract's units.
+        id: counts up from 1 within one run of a policy.
+        instruction: the words that it answers.
+        generation_time: wall time that it took, ns.
+    """
+
+    stamp: int
+    dt: int
+    actions: np.ndarray
+    id: int = 0
+    instruction: str = ''
+    generation_time: int = 0
+
+    @property
+    def horizon(self) -> int:
+        """Number of actions H."""
+        return len(self.actions)
+
+    @property
+    def end(self) -> int:
+        """Time at which the last action stops being in force, ns."""
+        return self.stamp + self.horizon * self.dt
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Holds observations as tensors, before the encoders.
+
+    Args:
+        images: camera name -> (B, T, C, Y, X) uint8.
+        state: (B, T, S) float32 in the contract's units.
+        words: (B, T) int64 token numbers, 0 for padding.
+    """
+
+    images: Mapping[str, torch.Tensor]
+    state: torch.Tensor
+    words: torch.Tensor
+
+    def to(self, device: torch.device | str) -> Batch:
+        """Return a copy on another device."""
+        return Batch({name: image.to(device, non_blocking=True) for name, image in self.images.items()},
+                     self.state.to(device, non_blocking=True), self.words.to(device, non_blocking=True))
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Holds what a generator is told, after the encoders.
+
+    Args:
+        vector: (B, D) summary of the whole observation.
+        tokens: (B, T, D) the parts that it was made from, for networks that attend; may be None.
+    """
+
+    vector: torch.Tensor
+    tokens: torch.Tensor | None = None
+
+    def expand(self, samples: int) -> Condition:
+        """Repeat every element for several samples: (B, ...) -> (B * samples, ...)."""
+        tokens = None if self.tokens is None else self.tokens.repeat_interleave(samples, 0)
+        return Condition(self.vector.repeat_interleave(samples, 0), tokens)

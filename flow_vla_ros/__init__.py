@@ -1,0 +1,1 @@
+"""The ROS 2 side of flow_vla: nodes, message codecs and simulated robots."""

@@ -1,0 +1,1 @@
+"""Simulated robots that look like real ones on the graph."""
