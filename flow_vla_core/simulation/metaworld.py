@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 import importlib
-import os
 import warnings
+from collections.abc import Mapping
 
 import numpy as np
 
 from flow_vla_core.contract import RobotContract
 from flow_vla_core.errors import ConfigError, closest
 from flow_vla_core.simulation.noise import ExecutionNoise
+from flow_vla_core.simulation.rendering import OffscreenRenderer
 
 __all__ = ['MAX_STEPS', 'TASKS', 'MetaWorldRobot', 'ask_expert', 'expert_of']
 
@@ -45,20 +45,18 @@ class MetaWorldRobot:
     Args:
         contract: says the cameras' resolution and the control period.
         noise: disturbs what is executed; None executes the command as it is.
-        render: False for uses that never ask for images.
 
     Raises:
         ConfigError: if a task is not one of `TASKS`.
     """
 
-    def __init__(self, contract: RobotContract, noise: ExecutionNoise | None = None, *, render: bool = True) -> None:
-        os.environ.setdefault('MUJOCO_GL', 'egl')
+    def __init__(self, contract: RobotContract, noise: ExecutionNoise | None = None) -> None:
         self.contract = contract
         self.task = ''
         self.steps = 0
         self.success = False
         self._noise = noise
-        self._render = render
+        self._renderer: OffscreenRenderer | None = None
         self._metres_per_second = METRES_PER_ACTION / contract.rates.policy_dt
         self._worlds: dict[str, _World] = {}
 
@@ -81,8 +79,6 @@ class MetaWorldRobot:
         """Put the objects where ``seed`` says and the hand to its start."""
         if task not in TASKS:
             raise ConfigError(f'no task {task!r}; {closest(task, TASKS)}')
-        if task != self.task:
-            self._close_renderer()
         if task not in self._worlds:
             self._worlds[task] = _World(task)
         self.task, self._world = task, self._worlds[task]
@@ -106,10 +102,11 @@ class MetaWorldRobot:
 
     def images(self) -> dict[str, np.ndarray]:
         """Render every camera of the contract: name -> (Y, X, C) uint8."""
-        if self._world.renderer is None:
-            rows, columns = self.contract.cameras[0].resolution
-            self._world.open_renderer(rows, columns)
-        return {camera.name: self._world.render(CAMERAS[camera.name][0]) for camera in self.contract.cameras}
+        if self._renderer is None:
+            self._renderer = OffscreenRenderer(*self.contract.cameras[0].resolution)
+        env = self._world.env
+        return {camera.name: self._renderer.render(env.model, env.data, CAMERAS[camera.name][0])
+                for camera in self.contract.cameras}
 
     def field_of_view(self, camera: str) -> float:
         """Vertical field of view of a camera of the contract, degrees."""
@@ -117,20 +114,13 @@ class MetaWorldRobot:
 
     def expert_action(self) -> np.ndarray:
         """Ask the task's scripted expert: (4,) in the contract's units."""
-        return self.to_contract(self._world.expert(self._observation))
-
-    def to_contract(self, action: np.ndarray) -> np.ndarray:
-        """Turn a Meta-World action (4,) in [-1, 1] into the contract's units."""
-        return to_contract(action, self._metres_per_second)
+        return to_contract(self._world.expert(self._observation), self._metres_per_second)
 
     def close(self) -> None:
         """Free the renderer."""
-        self._close_renderer()
-
-    def _close_renderer(self) -> None:
-        # Two open renderers can return each other's pixels with software rendering.
-        if self.task and self._world.renderer is not None:
-            self._world.close_renderer()
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer = None
 
 
 def to_contract(action: np.ndarray, metres_per_second: float) -> np.ndarray:
@@ -148,7 +138,6 @@ class _World:
             environments = importlib.import_module('metaworld.env_dict').ALL_V3_ENVIRONMENTS
             self.env = environments[f'{task}-v3']()
         self._expert = expert_of(task)
-        self.renderer = None
         env = self.env
         env._partially_observable = False
         env._freeze_rand_vec = False
@@ -175,25 +164,6 @@ class _World:
 
     def expert(self, observation: np.ndarray) -> np.ndarray:
         return ask_expert(self._expert, observation)
-
-    def open_renderer(self, rows: int, columns: int) -> None:
-        import mujoco
-        visual = self.env.model.vis
-        visual.quality.shadowsize = visual.quality.offsamples = 0
-        visual.global_.offheight, visual.global_.offwidth = rows, columns
-        self.renderer = mujoco.Renderer(self.env.model, rows, columns)
-        for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
-            self.renderer.scene.flags[flag] = 0
-        self._options = mujoco.MjvOption()
-        self._options.sitegroup[:] = 0  # Meta-World draws the goal as a site; a camera would not see it
-
-    def render(self, camera: str) -> np.ndarray:
-        self.renderer.update_scene(self.env.data, camera, self._options)
-        return self.renderer.render().copy()
-
-    def close_renderer(self) -> None:
-        self.renderer.close()
-        self.renderer = None
 
 
 def expert_of(task: str) -> object:

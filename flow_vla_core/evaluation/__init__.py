@@ -1,0 +1,1 @@
+"""Measures policies: reports, the loop in one process, the same-scene pair, videos and plots."""

@@ -1,0 +1,224 @@
+"""The closed loop in one process: simulated robot, policy and the executor's code, without ROS."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+import multiprocessing
+import time
+from typing import Protocol
+
+from flow_vla_core.contract import RobotContract
+from flow_vla_core.errors import ConfigError
+from flow_vla_core.evaluation.report import EpisodeResult
+from flow_vla_core.execution import ChunkFollower
+from flow_vla_core.messages import resize_image
+from flow_vla_core.simulation.metaworld import MAX_STEPS, MetaWorldRobot
+from flow_vla_core.types import ActionChunk, Observation
+import numpy as np
+
+__all__ = ['Actor', 'DirectLoop', 'DirectSettings', 'EngineSource', 'Episode', 'observe', 'run_episodes']
+
+START = 1_000_000_000  # ns; the clock of an episode begins here
+
+
+class Actor(Protocol):
+    """Declares what turns observations into plans; `flow_vla_core.engine.Engine` is one."""
+
+    def act(self, observation: Observation) -> np.ndarray:
+        """Return a plan (H, A) float32 in the contract's units."""
+
+    def seed(self, seed: int) -> None:
+        """Make what follows repeatable."""
+
+
+@dataclass(frozen=True)
+class DirectSettings:
+    """Chooses how the loop runs.
+
+    Args:
+        replan_steps: control steps between two inferences.
+        latency_steps: steps after its observation at which a plan arrives.
+        max_steps: after which an episode is given up.
+        blank_images: give the policy black images.
+    """
+
+    replan_steps: int = 2
+    latency_steps: int = 1
+    max_steps: int = MAX_STEPS
+    blank_images: bool = False
+
+    def __post_init__(self) -> None:
+        for name, least in (('replan_steps', 1), ('latency_steps', 0), ('max_steps', 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(f'{name} is {getattr(self, name)}; allowed: {least} or more')
+
+
+@dataclass(frozen=True)
+class Episode:
+    """Orders one episode: a scene and the words to give."""
+
+    task: str
+    seed: int
+    instruction: str
+
+
+@dataclass(frozen=True)
+class EngineSource:
+    """Loads the policy of a checkpoint for the loop; small enough to send to another process.
+
+    Args:
+        checkpoint: its folder.
+        steps: solver steps; None takes the policy's own.
+        device: where it runs.
+        allow_empty: answer an empty instruction instead of refusing it.
+    """
+
+    checkpoint: str
+    steps: int | None = None
+    device: str = 'auto'
+    allow_empty: bool = False
+
+    def __call__(self, contract: RobotContract, robot: MetaWorldRobot) -> Actor:
+        """Return the engine of the policy, warmed up."""
+        from flow_vla_core.engine import Engine
+        from flow_vla_core.training.checkpoint import load_checkpoint
+        engine = Engine(load_checkpoint(self.checkpoint, contract), device=self.device, steps=self.steps,
+                        allow_empty=self.allow_empty)
+        engine.warm_up()
+        return engine
+
+
+@dataclass
+class DirectLoop:
+    """Runs episodes: each step observes, maybe plans, follows the plan in force and moves the robot.
+
+    Time is the simulation's: observation k has the stamp ``START + k * policy_dt``; a plan made from it is usable
+    ``latency_steps`` later, and the commands pass the same `ChunkFollower` as on the robot.
+
+    Args:
+        contract: of the robot.
+        robot: the simulation.
+        actor: makes the plans.
+        settings: of the loop.
+        motion: names the motion that the robot has made, for scenes that two tasks share; an episode ends with it.
+        generation_ms: fills with the time that each plan took, ms.
+    """
+
+    contract: RobotContract
+    robot: MetaWorldRobot
+    actor: Actor
+    settings: DirectSettings = DirectSettings()
+    motion: Callable[[object], str] | None = None
+    generation_ms: list[float] = field(default_factory=list)
+
+    def run(self, episode: Episode) -> EpisodeResult:
+        """Run one episode to its end."""
+        self.robot.reset(episode.task, episode.seed)
+        self.actor.seed(episode.seed)
+        follower = ChunkFollower(self.contract)
+        history: deque[dict] = deque(maxlen=self.contract.history)
+        arriving: deque[tuple[int, ActionChunk]] = deque()
+        motion, limit = '', self.settings.max_steps
+        while self.robot.steps < limit and not (motion if self.motion else self.robot.success):
+            step = self.robot.steps
+            now = START + step * self.contract.rates.policy_dt_ns
+            due = step % self.settings.replan_steps == 0
+            if due or self.contract.history > 1:
+                history.append(self._sense(now))
+            if due and len(history) == self.contract.history:
+                chunk = self._plan(observe(self.contract, history, episode.instruction))
+                arriving.append((step + self.settings.latency_steps, chunk))
+            while arriving and arriving[0][0] <= step:
+                follower.accept(arriving.popleft()[1], now)
+            self.robot.step(follower.command(now, self.robot.state()).values)
+            motion = self.motion(self.robot.env) if self.motion else ''
+        return EpisodeResult(episode.task, episode.instruction, episode.seed, self.robot.success, self.robot.steps,
+                             limit, motion)
+
+    def _plan(self, observation: Observation) -> ActionChunk:
+        start = time.perf_counter_ns()
+        actions = self.actor.act(observation)
+        taken = time.perf_counter_ns() - start
+        self.generation_ms.append(taken / 1e6)
+        return ActionChunk(observation.stamp, self.contract.rates.policy_dt_ns, actions, len(self.generation_ms),
+                           observation.instruction, taken)
+
+    def _sense(self, now: int) -> dict:
+        images = self.robot.images()
+        if self.settings.blank_images:
+            images = {name: np.zeros_like(image) for name, image in images.items()}
+        return {'stamp': now, **images, **self.robot.state()}
+
+
+def observe(contract: RobotContract, history: Iterable[dict], instruction: str) -> Observation:
+    """Build the observation that the live nodes would build from the same samples.
+
+    Args:
+        contract: of the robot.
+        history: T samples, oldest first; each holds its ``stamp`` and one array for each of the contract's streams.
+        instruction: the words in force.
+    """
+    samples = list(history)
+    images = {camera.name: np.stack([resize_image(sample[camera.name], camera.size) for sample in samples])
+              for camera in contract.cameras}
+    state = np.stack([np.concatenate([sample[stream.name] for stream in contract.state]) for sample in samples])
+    stamps = tuple(sample['stamp'] for sample in samples)
+    return Observation(stamps[-1], images, state.astype(np.float32), instruction,
+                       {stream.name: stamps for stream in contract.streams})
+
+
+def run_episodes(contract: RobotContract, source: Callable, episodes: list[Episode], settings: DirectSettings, *,
+                 motion: Callable[[object], str] | None = None,
+                 workers: int = 1) -> Iterator[tuple[EpisodeResult, list[float]]]:
+    """Run episodes in this process or in several, in their order, and yield each outcome with its plans' times in ms.
+
+    Args:
+        contract: of the robot.
+        source: ``source(contract, robot) -> Actor``; has to be picklable for several workers.
+        episodes: what to run.
+        settings: of the loop.
+        motion: as for `DirectLoop`.
+        workers: how many processes.
+
+    Raises:
+        ConfigError: if a task is unknown, or ``workers`` is below 1.
+    """
+    if workers < 1:
+        raise ConfigError(f'workers is {workers}; allowed: 1 or more')
+    if workers == 1:
+        loop = _make_loop(contract, source, settings, motion)
+        try:
+            for episode in episodes:
+                yield _run_timed(loop, episode)
+        finally:
+            loop.robot.close()
+        return
+    with ProcessPoolExecutor(workers, multiprocessing.get_context('spawn'), _enter_worker,
+                             (contract, source, settings, motion)) as pool:
+        yield from pool.map(_run_in_worker, episodes)
+
+
+def _make_loop(contract: RobotContract, source: Callable, settings: DirectSettings, motion: Callable | None) -> DirectLoop:
+    robot = MetaWorldRobot(contract)
+    return DirectLoop(contract, robot, source(contract, robot), settings, motion)
+
+
+def _run_timed(loop: DirectLoop, episode: Episode) -> tuple[EpisodeResult, list[float]]:
+    loop.generation_ms.clear()
+    return loop.run(episode), list(loop.generation_ms)
+
+
+_loop_of_worker: list[DirectLoop] = []  # set once in each worker process, never in the parent
+
+
+def _enter_worker(*parts: object) -> None:
+    import torch
+    torch.set_num_threads(1)
+    _loop_of_worker[:] = [_make_loop(*parts)]
+
+
+def _run_in_worker(episode: Episode) -> tuple[EpisodeResult, list[float]]:
+    return _run_timed(_loop_of_worker[0], episode)

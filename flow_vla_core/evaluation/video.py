@@ -1,0 +1,90 @@
+"""Videos of what the cameras saw, with the instruction and the outcome written on them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+__all__ = ['VideoWriter', 'compose', 'write_gif']
+
+BAR = 40  # rows of the bar below the pictures, at scale 2
+COLOURS: Mapping[str, tuple[int, int, int]] = {'': (235, 235, 235), 'success': (120, 220, 130), 'failure': (240, 120, 110)}
+
+
+def compose(views: Sequence[np.ndarray], caption: str, outcome: str = '', scale: int = 2) -> np.ndarray:
+    """Put views side by side above a bar with the caption on the left and the outcome on the right.
+
+    Args:
+        views: (Y, X, 3) uint8 each, of one height.
+        caption: the instruction and what else to say.
+        outcome: ``success``, ``failure`` or empty while it is open.
+        scale: enlarges the views this many times.
+
+    Returns:
+        (Y, X, 3) uint8 with even sides, as video codecs ask for.
+    """
+    row = Image.fromarray(np.concatenate(views, axis=1))
+    row = row.resize((row.width * scale, row.height * scale), Image.Resampling.BICUBIC)
+    bar = BAR * scale // 2
+    frame = Image.new('RGB', (row.width + row.width % 2, row.height + bar + (row.height + bar) % 2), (24, 24, 28))
+    frame.paste(row, (0, 0))
+    draw = ImageDraw.Draw(frame)
+    font = ImageFont.load_default(bar * 0.5)
+    middle = row.height + bar // 2
+    draw.text((bar // 4, middle), caption, COLOURS[''], font, anchor='lm')
+    draw.text((row.width - bar // 4, middle), outcome, COLOURS[outcome], font, anchor='rm')
+    return np.asarray(frame)
+
+
+class VideoWriter:
+    """Writes frames into an H.264 file; use it as a context manager.
+
+    Args:
+        path: ends in ``.mp4``.
+        rate: frames per second.
+    """
+
+    def __init__(self, path: Path, rate: float) -> None:
+        import av
+        self._container = av.open(str(path), 'w')
+        self._rate = Fraction(rate).limit_denominator(1000)
+        self._stream = None
+
+    def __enter__(self) -> VideoWriter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._stream is not None:
+            self._container.mux(self._stream.encode())
+        self._container.close()
+
+    def write(self, frame: np.ndarray) -> None:
+        """Append one frame (Y, X, 3) uint8; all have the size of the first."""
+        import av
+        if self._stream is None:
+            self._stream = self._container.add_stream('libx264', self._rate, options={'preset': 'veryfast', 'crf': '23'})
+            self._stream.height, self._stream.width = frame.shape[:2]
+            self._stream.pix_fmt = 'yuv420p'
+        self._container.mux(self._stream.encode(av.VideoFrame.from_ndarray(frame, 'rgb24')))
+
+
+def write_gif(path: Path, frames: Iterable[np.ndarray], seconds_per_frame: float, max_bytes: int) -> int:
+    """Write an endless GIF, leaving out every other frame until it is small enough; return how many frames it has.
+
+    Args:
+        path: ends in ``.gif``.
+        frames: (Y, X, 3) uint8, of one size; may hold none, and then no file is written.
+        seconds_per_frame: how long each one stands; those that stay stand for those that were left out.
+        max_bytes: allowed size of the file.
+    """
+    kept = [Image.fromarray(frame).quantize(64, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE) for frame in frames]
+    while kept:
+        kept[0].save(path, save_all=True, append_images=kept[1:], duration=round(seconds_per_frame * 1000), loop=0)
+        if path.stat().st_size <= max_bytes or len(kept) == 1:
+            break
+        kept, seconds_per_frame = kept[::2], seconds_per_frame * 2
+    return len(kept)

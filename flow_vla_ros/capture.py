@@ -1,0 +1,167 @@
+"""Captures demonstrations of the scripted experts over the nodes: simulator, expert and recorder."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flow_vla_core.errors import ConfigError, FlowVLAError, closest
+from flow_vla_core.simulation.metaworld import MAX_STEPS, TASKS
+
+__all__ = ['capture_demos']
+
+SERVICE_SECONDS = 60.0  # a reset builds a new scene when the task changes
+EPISODE_SECONDS = 300.0
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """Names one episode to capture."""
+
+    task: str
+    seed: int
+
+    @property
+    def instruction(self) -> str:
+        """The words of the task."""
+        return TASKS[self.task]
+
+
+def capture_demos(
+    out: Annotated[Path, typer.Option(help='folder of the bags')],
+    tasks: Annotated[str, typer.Option(help='comma-separated task names')] = ','.join(TASKS),
+    episodes: Annotated[int, typer.Option(min=1, help='kept episodes for each task')] = 60,
+    seed: Annotated[int, typer.Option(min=0, help='seed of the first scene; each episode takes the next one')] = 10000,
+    noise: Annotated[float, typer.Option(min=0, max=1, help='disturbance of what is executed')] = 0.3,
+    contract: Annotated[str, typer.Option(help='robot contract')] = 'metaworld',
+    hold_steps: Annotated[int, typer.Option(min=1, help='states with success that end an episode')] = 8,
+) -> None:
+    """Record expert demonstrations through sim_node, expert_node and recorder_node, one bag an episode.
+
+    Runs in lockstep, as fast as the machine allows. An episode without success is discarded and the next seed tried.
+    Episodes that ``out`` already holds count, so an interrupted capture goes on where it was.
+    """
+    names = tasks.split(',')
+    for name in names:
+        if name not in TASKS:
+            raise ConfigError(f'--tasks: no task {name!r}; {closest(name, TASKS)}')
+    out.mkdir(parents=True, exist_ok=True)
+    from flow_vla_ros.bringup import ManagedProcesses, node_spec
+    with ManagedProcesses() as processes:
+        common = {'contract': contract, 'autostart': True}
+        processes.start(node_spec('sim', parameters={
+            **common, 'lockstep': True, 'execution_noise': noise, 'task': names[0], 'seed': seed}))
+        processes.start(node_spec('expert', use_sim_time=True, parameters={**common, 'hold_steps': hold_steps}))
+        processes.start(node_spec('recorder', use_sim_time=True, parameters={**common, 'folder': str(out)}))
+        with _Director(hold_steps) as director:
+            for name in names:
+                _capture_task(director, name, episodes, seed, out)
+
+
+def _capture_task(director: _Director, task: str, episodes: int, seed: int, out: Path) -> None:
+    kept = _recorded_seeds(out, task)
+    started, frames = time.monotonic(), 0
+    candidates = (Demonstration(task, s) for s in _unused(seed, kept))
+    while len(kept) < episodes:
+        demonstration = next(candidates)
+        steps = director.record(demonstration)
+        if steps is None:
+            typer.echo(f'{task} seed {demonstration.seed}: no success, discarded')
+            continue
+        kept.append(demonstration.seed)
+        frames += steps
+    seconds = time.monotonic() - started
+    typer.echo(f'{task}: {len(kept)} episodes; {frames} new frames in {seconds:.0f} s '
+               f'({frames / max(seconds, 1e-9):.0f} frames/s)')
+
+
+def _recorded_seeds(out: Path, task: str) -> list[int]:
+    from flow_vla_core.data import find_bags, read_metadata
+    marks = [read_metadata(bag) for bag in find_bags(out)]
+    return [int(mark['task'].split('#')[1]) for mark in marks
+            if mark.get('outcome') == 'success' and mark.get('task', '').startswith(f'{task}#')]
+
+
+def _unused(first: int, taken: Sequence[int]) -> Iterator[int]:
+    start = max([first - 1, *taken]) + 1
+    while True:
+        yield start
+        start += 1
+
+
+class _Director:
+    """Says when an episode begins and ends, by the services of the three nodes."""
+
+    def __init__(self, hold_steps: int) -> None:
+        import rclpy
+        from std_srvs.srv import SetBool
+
+        from flow_vla.msg import SimulationState
+        from flow_vla.srv import ResetSimulation, StartEpisode, StopEpisode
+        from flow_vla_ros import qos
+        self._rclpy = rclpy
+        self._context = rclpy.Context()
+        rclpy.init(context=self._context, domain_id=int(os.environ.get('ROS_DOMAIN_ID', 0)))
+        self._node = rclpy.create_node('capture_director', context=self._context)
+        self._spinner = rclpy.executors.SingleThreadedExecutor(context=self._context)
+        self._spinner.add_node(self._node)
+        self._hold_steps = hold_steps
+        self._state: SimulationState | None = None
+        self._held = 0
+        self._node.create_subscription(SimulationState, 'sim/state', self._on_state, qos.STATE)
+        self._clients = {
+            name: self._node.create_client(kind, name) for name, kind in (
+                ('sim/reset', ResetSimulation), ('expert/enable', SetBool),
+                ('recorder/start', StartEpisode), ('recorder/stop', StopEpisode))}
+
+    def __enter__(self) -> _Director:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._spinner.shutdown()
+        self._node.destroy_node()
+        self._rclpy.shutdown(context=self._context)
+
+    def record(self, demonstration: Demonstration) -> int | None:
+        """Record one episode; return its steps, or None if it was discarded for lack of success."""
+        from flow_vla.msg import Episode
+        self._call('expert/enable', data=False)
+        self._call('recorder/start', instruction=demonstration.instruction,
+                   task=f'{demonstration.task}#{demonstration.seed}')
+        self._state = None
+        self._call('sim/reset', task=demonstration.task, seed=demonstration.seed)
+        self._wait(lambda: self._state is not None and self._state.steps == 0, SERVICE_SECONDS, 'the reset state')
+        self._held = 0
+        self._call('expert/enable', data=True)
+        self._wait(lambda: self._held >= self._hold_steps or self._state.steps >= MAX_STEPS, EPISODE_SECONDS,
+                   f'the end of {demonstration.task}')
+        success = self._held >= self._hold_steps
+        self._call('recorder/stop', keep=success, outcome=Episode.SUCCESS if success else Episode.FAILURE)
+        return self._state.steps if success else None
+
+    def _on_state(self, state: object) -> None:
+        self._state = state
+        self._held = self._held + 1 if state.success else 0
+
+    def _call(self, name: str, **request: object) -> object:
+        client = self._clients[name]
+        self._wait(client.service_is_ready, SERVICE_SECONDS, f'the service {name}')
+        future = client.call_async(client.srv_type.Request(**request))
+        self._wait(future.done, SERVICE_SECONDS, f'an answer of {name}')
+        answer = future.result()
+        if not answer.success:
+            raise FlowVLAError(f'{name}: {answer.message}')
+        return answer
+
+    def _wait(self, predicate: object, seconds: float, what: str) -> None:
+        deadline = time.monotonic() + seconds
+        while not predicate():
+            if time.monotonic() > deadline:
+                raise FlowVLAError(f'waited {seconds:.0f} s in vain for {what}')
+            self._spinner.spin_once(timeout_sec=0.1)

@@ -1,0 +1,133 @@
+"""Puts Meta-World on the graph: cameras, state and clock out, velocity and gripper commands in."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+from rclpy.clock import Clock, ClockType
+from rosgraph_msgs.msg import Clock as ClockMessage
+from std_msgs.msg import Bool
+
+from flow_vla.msg import SimulationState
+from flow_vla.srv import ResetSimulation
+from flow_vla_core.contract import RobotContract, find_contract
+from flow_vla_core.errors import FlowVLAError
+from flow_vla_core.simulation.metaworld import TASKS, MetaWorldRobot
+from flow_vla_core.simulation.noise import ExecutionNoise
+from flow_vla_ros import codecs, qos
+from flow_vla_ros.lifecycle import FlowLifecycleNode, Parameter, run
+from flow_vla_ros.sim.plumbing import CommandInbox, SensorOutbox
+
+__all__ = ['SimNode', 'main']
+
+
+class SimNode(FlowLifecycleNode):
+    """Simulates a robot: one simulation step for each control period, whose time goes out on ``/clock``.
+
+    By default a timer makes the steps, at ``real_time_factor`` times real time; a velocity whose command is older than
+    ``command_timeout`` is replaced by rest. With ``lockstep`` a step is made as soon as every part's command for the
+    present time has come, and never before, so that nothing depends on the machine's speed.
+    """
+
+    PARAMETERS = (
+        Parameter('contract', 'metaworld', 'robot contract: a file, or a name in config/robots'),
+        Parameter('task', 'faucet-open', 'task of the first scene', choices=tuple(TASKS)),
+        Parameter('seed', 0, 'seed of the first scene', minimum=0),
+        Parameter('execution_noise', 0.0, 'disturbance of what is executed', minimum=0.0, maximum=1.0),
+        Parameter('real_time_factor', 1.0, 'simulated seconds per second', minimum=0.01, maximum=100.0),
+        Parameter('lockstep', False, 'step on commands and not by time'),
+        Parameter('command_timeout', 0.25, 'simulated s after which a velocity is not executed', minimum=0.0),
+    )
+
+    def on_setup(self, parameters: dict) -> None:
+        """Build the robot and open the topics."""
+        self._contract = RobotContract.load(find_contract(parameters['contract']))
+        noise = parameters['execution_noise']
+        self._robot = MetaWorldRobot(self._contract, ExecutionNoise(noise) if noise > 0 else None)
+        self._robot.reset(parameters['task'], parameters['seed'])
+        self._seed = parameters['seed']
+        self._lockstep = parameters['lockstep']
+        self._timeout = round(parameters['command_timeout'] * 1e9)
+        self._period = self._contract.rates.policy_dt / parameters['real_time_factor']
+        self._time = time.time_ns()
+        self._clock_publisher = self.create_publisher(ClockMessage, '/clock', qos.CLOCK)
+        self._state_publisher = self.create_publisher(SimulationState, '~/state', qos.STATE)
+        self._success_publisher = self.create_publisher(Bool, '~/success', qos.STATE)
+        fields = {camera.name: self._robot.field_of_view(camera.name) for camera in self._contract.cameras}
+        self._sensors = SensorOutbox(self, self._contract, fields)
+        self._commands = CommandInbox(self, self._contract, self._on_command)
+        self._service = self.create_service(ResetSimulation, '~/reset', self._on_reset)
+
+    def on_start(self) -> None:
+        """Publish the first observation and begin to step."""
+        self._publish()
+        self._timer = None
+        if not self._lockstep:
+            self._timer = self.create_timer(self._period, self._advance, clock=Clock(clock_type=ClockType.STEADY_TIME))
+
+    def on_stop(self) -> None:
+        """Stop stepping."""
+        if self._timer is not None:
+            self.destroy_timer(self._timer)
+
+    def on_teardown(self) -> None:
+        """Close the topics and free the renderer."""
+        self._sensors.destroy()
+        self._commands.destroy()
+        for publisher in (self._clock_publisher, self._state_publisher, self._success_publisher):
+            self.destroy_publisher(publisher)
+        self.destroy_service(self._service)
+        self._robot.close()
+
+    def _on_command(self) -> None:
+        if self._lockstep and self.active and self._commands.stamp() >= self._time:
+            self._advance()
+
+    def _on_reset(self, request: ResetSimulation.Request,
+                  response: ResetSimulation.Response) -> ResetSimulation.Response:
+        try:
+            self._robot.reset(request.task or self._robot.task, request.seed)
+        except FlowVLAError as error:
+            response.success, response.message = False, str(error)
+            return response
+        self._seed = request.seed
+        self._commands.clear()
+        self._time += self._contract.rates.policy_dt_ns
+        if self.active:
+            self._publish()
+        response.success, response.task, response.instruction = True, self._robot.task, self._robot.instruction
+        return response
+
+    def _advance(self) -> None:
+        self._robot.step(self._action())
+        self._time += self._contract.rates.policy_dt_ns
+        self._publish()
+
+    def _action(self) -> np.ndarray:
+        action = self._commands.action()
+        if not self._lockstep and self._time - self._commands.stamp() > self._timeout:
+            for part, place in zip(self._contract.actions, self._contract.action_slices.values()):
+                if part.kind in ('ee_twist', 'joint_velocity'):
+                    action[place] = 0
+        return action
+
+    def _publish(self) -> None:
+        stamp = codecs.to_time(self._time)
+        self._clock_publisher.publish(ClockMessage(clock=stamp))
+        self._sensors.publish_state(self._robot.state(), self._time)
+        state = SimulationState(task=self._robot.task, seed=self._seed, steps=self._robot.steps,
+                                success=self._robot.success, observation=self._robot.privileged_state)
+        state.header.stamp = stamp
+        self._state_publisher.publish(state)
+        self._success_publisher.publish(Bool(data=self._robot.success))
+        self._sensors.publish_images(self._robot.images(), self._time)
+
+
+def main() -> None:
+    """Run the node."""
+    run(SimNode)
+
+
+if __name__ == '__main__':
+    main()
