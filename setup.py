@@ -15,7 +15,8 @@ NAME = 'flow_vla'
 class BuildInterfaces(build_ext):
     """Compile the interfaces with CMake, and lay out what ROS tools look for."""
 
-    def run(self):
+    def run(self) -> None:
+        """Build into a staging folder, and install that tree into the prefix of the environment."""
         build = Path(self.build_temp).resolve() / NAME
         stage = build / 'stage'
         subprocess.run([
@@ -51,11 +52,8 @@ class BuildInterfaces(build_ext):
 
 
 setup(
-    name=NAME,
-    version='0.1.0',
     packages=find_packages(include=['flow_vla_core*', 'flow_vla_ros*']),
     data_files=[],
     ext_modules=[Extension(NAME, sources=[])],  # marks the wheel as built for one platform
     cmdclass={'build_ext': BuildInterfaces},
-    install_requires=['numpy', 'ros-rclpy', 'ros-rmw-fastrtps-cpp', 'ros-std-msgs'],
 )

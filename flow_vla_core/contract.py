@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 import hashlib
 import json
-from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+import yaml
 
 from flow_vla_core.errors import ContractError, closest
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+import os
 from pathlib import Path
+import time
 from typing import Annotated
 
 import typer

@@ -10,6 +10,8 @@ import multiprocessing
 import time
 from typing import Protocol
 
+import numpy as np
+
 from flow_vla_core.contract import RobotContract
 from flow_vla_core.errors import ConfigError
 from flow_vla_core.evaluation.report import EpisodeResult
@@ -17,7 +19,6 @@ from flow_vla_core.execution import ChunkFollower
 from flow_vla_core.messages import resize_image
 from flow_vla_core.simulation.metaworld import MAX_STEPS, MetaWorldRobot
 from flow_vla_core.types import ActionChunk, Observation
-import numpy as np
 
 __all__ = ['Actor', 'DirectLoop', 'DirectSettings', 'EngineSource', 'Episode', 'observe', 'run_episodes']
 
@@ -211,14 +212,17 @@ def _run_timed(loop: DirectLoop, episode: Episode) -> tuple[EpisodeResult, list[
     return loop.run(episode), list(loop.generation_ms)
 
 
-_loop_of_worker: list[DirectLoop] = []  # set once in each worker process, never in the parent
+_parts_of_worker: list = []  # filled once in each worker process, never in the parent
+_loop_of_worker: list[DirectLoop] = []
 
 
 def _enter_worker(*parts: object) -> None:
     import torch
     torch.set_num_threads(1)
-    _loop_of_worker[:] = [_make_loop(*parts)]
+    _parts_of_worker[:] = parts
 
 
 def _run_in_worker(episode: Episode) -> tuple[EpisodeResult, list[float]]:
+    if not _loop_of_worker:  # made here and not on entry, so that an error reaches the caller
+        _loop_of_worker.append(_make_loop(*_parts_of_worker))
     return _run_timed(_loop_of_worker[0], episode)

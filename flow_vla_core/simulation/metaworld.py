@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 import importlib
 import warnings
-from collections.abc import Mapping
 
 import numpy as np
 

@@ -10,7 +10,7 @@ from flow_vla_core.contract import RobotContract, find_contract
 from flow_vla_core.simulation.metaworld import METRES_PER_ACTION, ask_expert, expert_of, to_contract
 from flow_vla_ros import codecs, qos
 from flow_vla_ros.command_bridge import CommandBridge
-from flow_vla_ros.lifecycle import FlowLifecycleNode, Parameter, run
+from flow_vla_ros.lifecycle import FlowLifecycleNode, Parameter, Parameters, run
 
 __all__ = ['ExpertNode', 'main']
 
@@ -28,7 +28,7 @@ class ExpertNode(FlowLifecycleNode):
         Parameter('hold_steps', 8, 'states with success after which the expert is silent', minimum=1),
     )
 
-    def on_setup(self, parameters: dict) -> None:
+    def on_setup(self, parameters: Parameters) -> None:
         """Load the contract and open the topics."""
         self._contract = RobotContract.load(find_contract(parameters['contract']))
         self._hold_steps = parameters['hold_steps']
@@ -39,14 +39,8 @@ class ExpertNode(FlowLifecycleNode):
         self._enabled = False
         self._held = 0
         self._commands = CommandBridge(self, self._contract)
-        self._states = self.create_subscription(SimulationState, parameters['state_topic'], self._on_state, qos.STATE)
-        self._service = self.create_service(SetBool, '~/enable', self._on_enable)
-
-    def on_teardown(self) -> None:
-        """Close the topics."""
-        self._commands.destroy()
-        self.destroy_subscription(self._states)
-        self.destroy_service(self._service)
+        self.create_subscription(SimulationState, parameters['state_topic'], self._on_state, qos.LATCHED_STATE)
+        self.create_service(SetBool, '~/enable', self._on_enable)
 
     def _on_enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
         self._enabled, self._held = request.data, 0

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
+import math
 
 import numpy as np
 from rclpy.lifecycle import LifecycleNode
@@ -28,15 +28,9 @@ class CommandInbox:
         self._node, self._contract, self._on_command = node, contract, on_command
         self._values: dict[str, np.ndarray] = {}
         self._stamps: dict[str, int] = {}
-        self._subscriptions = [
+        for part in contract.actions:
             node.create_subscription(codecs.message_type(part.message), part.topic,
                                      lambda message, part=part: self._receive(part, message), qos.COMMAND)
-            for part in contract.actions]
-
-    def destroy(self) -> None:
-        """Remove the subscriptions from the node."""
-        for subscription in self._subscriptions:
-            self._node.destroy_subscription(subscription)
 
     def clear(self) -> None:
         """Forget every command."""
@@ -71,7 +65,7 @@ class SensorOutbox:
     """
 
     def __init__(self, node: LifecycleNode, contract: RobotContract, fields_of_view: dict[str, float]) -> None:
-        self._node, self._contract = node, contract
+        self._contract = contract
         self._infos = {camera.name: _camera_info(camera, fields_of_view[camera.name]) for camera in contract.cameras}
         self._images = {camera.name: node.create_publisher(codecs.message_type('sensor_msgs/Image'), camera.topic,
                                                            qos.RELIABLE_SENSOR) for camera in contract.cameras}
@@ -80,12 +74,6 @@ class SensorOutbox:
             qos.RELIABLE_SENSOR) for camera in contract.cameras}
         self._states = {stream.name: node.create_publisher(codecs.message_type(stream.message), stream.topic, qos.STATE)
                         for stream in contract.state}
-
-    def destroy(self) -> None:
-        """Remove the publishers from the node."""
-        for publishers in (self._images, self._camera_infos, self._states):
-            for publisher in publishers.values():
-                self._node.destroy_publisher(publisher)
 
     def publish_state(self, values: dict[str, np.ndarray], stamp: int) -> None:
         """Send every state stream: name -> (n,)."""

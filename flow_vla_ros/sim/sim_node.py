@@ -16,7 +16,7 @@ from flow_vla_core.errors import FlowVLAError
 from flow_vla_core.simulation.metaworld import TASKS, MetaWorldRobot
 from flow_vla_core.simulation.noise import ExecutionNoise
 from flow_vla_ros import codecs, qos
-from flow_vla_ros.lifecycle import FlowLifecycleNode, Parameter, run
+from flow_vla_ros.lifecycle import FlowLifecycleNode, Parameter, Parameters, run
 from flow_vla_ros.sim.plumbing import CommandInbox, SensorOutbox
 
 __all__ = ['SimNode', 'main']
@@ -40,7 +40,7 @@ class SimNode(FlowLifecycleNode):
         Parameter('command_timeout', 0.25, 'simulated s after which a velocity is not executed', minimum=0.0),
     )
 
-    def on_setup(self, parameters: dict) -> None:
+    def on_setup(self, parameters: Parameters) -> None:
         """Build the robot and open the topics."""
         self._contract = RobotContract.load(find_contract(parameters['contract']))
         noise = parameters['execution_noise']
@@ -52,12 +52,12 @@ class SimNode(FlowLifecycleNode):
         self._period = self._contract.rates.policy_dt / parameters['real_time_factor']
         self._time = time.time_ns()
         self._clock_publisher = self.create_publisher(ClockMessage, '/clock', qos.CLOCK)
-        self._state_publisher = self.create_publisher(SimulationState, '~/state', qos.STATE)
+        self._state_publisher = self.create_publisher(SimulationState, '~/state', qos.LATCHED_STATE)
         self._success_publisher = self.create_publisher(Bool, '~/success', qos.STATE)
         fields = {camera.name: self._robot.field_of_view(camera.name) for camera in self._contract.cameras}
         self._sensors = SensorOutbox(self, self._contract, fields)
         self._commands = CommandInbox(self, self._contract, self._on_command)
-        self._service = self.create_service(ResetSimulation, '~/reset', self._on_reset)
+        self.create_service(ResetSimulation, '~/reset', self._on_reset)
 
     def on_start(self) -> None:
         """Publish the first observation and begin to step."""
@@ -72,12 +72,7 @@ class SimNode(FlowLifecycleNode):
             self.destroy_timer(self._timer)
 
     def on_teardown(self) -> None:
-        """Close the topics and free the renderer."""
-        self._sensors.destroy()
-        self._commands.destroy()
-        for publisher in (self._clock_publisher, self._state_publisher, self._success_publisher):
-            self.destroy_publisher(publisher)
-        self.destroy_service(self._service)
+        """Free the renderer."""
         self._robot.close()
 
     def _on_command(self) -> None:

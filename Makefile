@@ -1,0 +1,54 @@
+# make demo and make test set up all they need in .venv first; a second run installs nothing.
+# docs/install.md explains the variables PYTHON, TORCH, TORCH_ARGS and VENV_ARGS.
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+TORCH_ARGS ?=
+VENV_ARGS ?=
+ARGS ?=
+export PYTHON TORCH TORCH_ARGS VENV_ARGS
+
+BIN := $(CURDIR)/.venv/bin
+SOURCES := flow_vla_core flow_vla_ros launch test benchmarks examples setup.py
+
+# The libraries of another environment's ROS wheels don't concern ours.
+ifdef _ROS_WHEELS_BOOTSTRAP_COMPLETE
+unexport _ROS_WHEELS_BOOTSTRAP_COMPLETE LD_LIBRARY_PATH
+endif
+ifdef ROS_DISTRO
+export LD_LIBRARY_PATH := $(CURDIR)/.venv/lib:$(LD_LIBRARY_PATH)
+endif
+export AMENT_PREFIX_PATH := $(CURDIR)/.venv$(if $(AMENT_PREFIX_PATH),:$(AMENT_PREFIX_PATH))
+export ROS_AUTOMATIC_DISCOVERY_RANGE ?= LOCALHOST
+
+.PHONY: help setup demo test bench lint doctor clean
+
+help:
+	@echo 'make demo    watch the robot do what it is told; leaves out/demo'
+	@echo 'make test    run the tests'
+	@echo 'make bench   measure latencies'
+	@echo 'make lint    check the style'
+	@echo 'make doctor  check this machine'
+	@echo 'make clean   remove .venv and what was built; out and runs stay'
+
+setup:
+	@sh tools/setup.sh
+
+demo: setup
+	$(BIN)/flow-vla demo $(ARGS)
+
+test: setup
+	$(BIN)/python -m pytest $(ARGS)
+
+bench: setup
+	$(BIN)/python -m benchmarks $(ARGS)
+
+lint: setup
+	$(BIN)/ruff check .
+
+doctor: setup
+	$(BIN)/flow-vla doctor
+
+clean:
+	rm -rf .venv build install log *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

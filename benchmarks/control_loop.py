@@ -1,0 +1,52 @@
+"""Measures late control ticks and camera-to-command delays while simulation, policy and executor share this machine."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from itertools import cycle
+import json
+from pathlib import Path
+import time
+from typing import Annotated
+
+from rich.console import Console
+import typer
+
+from flow_vla_core.contract import RobotContract, find_contract
+from flow_vla_core.evaluation.plots import plot_latency
+from flow_vla_core.evaluation.report import Machine, git_state
+from flow_vla_core.evaluation.sweep import UNSEEN_SEED, Plan, make_episodes
+from flow_vla_core.simulation.metaworld import MAX_STEPS, TASKS
+from flow_vla_ros.bringup import prepare_environment
+from flow_vla_ros.evaluate import Graph, checkpoint_folder, running_graph
+
+
+def measure(
+    seconds: Annotated[float, typer.Option(min=1, help='of episodes')] = 60.0,
+    checkpoint: Annotated[Path | None, typer.Option(help='folder of the policy; by default the one that is shipped')] = None,
+    contract: Annotated[str, typer.Option(help='robot contract: a file, or a name in config/robots')] = 'metaworld',
+    out: Annotated[Path, typer.Option(help='folder of the results')] = Path('out/benchmarks/control_loop'),
+) -> None:
+    """Run episodes for a while, and report how punctual the control loop was."""
+    prepare_environment()
+    console = Console()
+    plan = Plan(str(checkpoint_folder(checkpoint)), RobotContract.load(find_contract(contract)), tuple(TASKS), 1,
+                UNSEEN_SEED)
+    graph, steps = Graph(plan, out), 0
+    with running_graph(graph) as conductor:
+        end = time.monotonic() + seconds
+        for order in cycle(make_episodes(plan)):
+            if (left := end - time.monotonic()) <= 0:
+                break
+            limit = min(MAX_STEPS, max(1, round(left / plan.contract.rates.policy_dt)))
+            steps += conductor.run(order, limit).steps
+    times = graph.times()
+    plot_latency(out / 'latency.png', times.delays)
+    values = {**asdict(times.timing), 'seconds': seconds, 'steps': steps, 'git_commit': git_state()[0],
+              'machine': asdict(Machine.here())}
+    (out / 'control_loop.json').write_text(json.dumps(values, indent=2) + '\n')
+    console.print_json(data=values)
+
+
+if __name__ == '__main__':
+    typer.run(measure)

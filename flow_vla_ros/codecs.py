@@ -1,0 +1,191 @@
+"""Turns arrays into ROS messages, and action chunks both ways; `flow_vla_core.messages` does the other direction."""
+
+from __future__ import annotations
+
+import array
+import importlib
+import math
+
+from builtin_interfaces.msg import Duration, Time
+from geometry_msgs.msg import PoseStamped, TwistStamped
+import numpy as np
+from sensor_msgs.msg import CameraInfo, Image, JointState
+from std_msgs.msg import Float64MultiArray
+from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
+
+from flow_vla.msg import ActionChunk as ChunkMessage
+from flow_vla_core.contract import ActionPart, Camera, RobotContract, StateStream
+from flow_vla_core.errors import ChunkContractMismatch, ChunkShape, ConfigError
+from flow_vla_core.types import ActionChunk
+
+__all__ = ['chunk_to_message', 'encode_action', 'encode_camera_info', 'encode_image', 'encode_joint_state',
+           'encode_pose', 'encode_state', 'from_time', 'message_to_chunk', 'message_type', 'to_duration', 'to_time']
+
+NANOSECONDS = 10 ** 9
+LINEAR, ANGULAR = ('x', 'y', 'z'), ('rx', 'ry', 'rz')
+CHANNELS = {'rgb8': [0, 1, 2], 'bgr8': [2, 1, 0], 'rgba8': [0, 1, 2], 'bgra8': [2, 1, 0], 'mono8': [0]}
+
+
+def to_time(stamp: int) -> Time:
+    """Turn nanoseconds into a message."""
+    return Time(sec=stamp // NANOSECONDS, nanosec=stamp % NANOSECONDS)
+
+
+def to_duration(nanoseconds: int) -> Duration:
+    """Turn nanoseconds into a message."""
+    return Duration(sec=nanoseconds // NANOSECONDS, nanosec=nanoseconds % NANOSECONDS)
+
+
+def from_time(message: Time | Duration) -> int:
+    """Turn a time or a duration into nanoseconds."""
+    return message.sec * NANOSECONDS + message.nanosec
+
+
+def message_type(name: str) -> type:
+    """Return the class of a message, given its name such as ``sensor_msgs/Image`` or ``sensor_msgs/msg/Image``."""
+    package, _, kind = name.partition('/')
+    try:
+        return getattr(importlib.import_module(f'{package}.msg'), kind.rpartition('/')[2])
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f'message type {name!r} is not installed: {error}') from error
+
+
+def chunk_to_message(chunk: ActionChunk, contract: RobotContract) -> ChunkMessage:
+    """Encode a chunk, marked with the contract that it was made for."""
+    horizon, dim = chunk.actions.shape
+    message = ChunkMessage(id=chunk.id, contract=contract.label, instruction=chunk.instruction, horizon=horizon,
+                           action_dim=dim, dt=to_duration(chunk.dt), generation_time=to_duration(chunk.generation_time),
+                           data=array.array('f', np.ascontiguousarray(chunk.actions, np.float32).tobytes()))
+    message.header.stamp = to_time(chunk.stamp)
+    return message
+
+
+def message_to_chunk(message: ChunkMessage, contract: RobotContract) -> ActionChunk:
+    """Decode a chunk. Raise `ChunkContractMismatch` if it is for another contract, `ChunkShape` at a wrong length."""
+    if message.contract != contract.label:
+        raise ChunkContractMismatch(f'chunk {message.id} is for the contract {message.contract!r}, '
+                                    f'this robot has {contract.label!r}')
+    horizon, dim = message.horizon, message.action_dim
+    if len(message.data) != horizon * dim:
+        raise ChunkShape(f'chunk {message.id} holds {len(message.data)} numbers, its header says '
+                         f'{horizon} x {dim} = {horizon * dim}')
+    actions = np.array(message.data, np.float32).reshape(horizon, dim)
+    return ActionChunk(from_time(message.header.stamp), from_time(message.dt), actions, message.id,
+                       message.instruction, from_time(message.generation_time))
+
+
+def encode_image(image: np.ndarray, camera: Camera, stamp: int) -> Image:
+    """Encode (Y, X, C) uint8, RGB or one channel, in the camera's encoding."""
+    pixels = image[..., CHANNELS[camera.encoding]]
+    if 'a' in camera.encoding:
+        pixels = np.concatenate([pixels, np.full_like(pixels[..., :1], 255)], -1)
+    rows, columns, channels = pixels.shape
+    message = Image(height=rows, width=columns, encoding=camera.encoding, step=columns * channels,
+                    data=array.array('B', np.ascontiguousarray(pixels).tobytes()))
+    message.header.stamp, message.header.frame_id = to_time(stamp), camera.name
+    return message
+
+
+def encode_camera_info(camera: Camera, focal_x: float, focal_y: float, stamp: int = 0) -> CameraInfo:
+    """Describe a camera without distortion, its principal point in the middle; focal lengths in pixels."""
+    rows, columns = camera.resolution
+    x, y = columns / 2, rows / 2
+    message = CameraInfo(height=rows, width=columns, distortion_model='plumb_bob', d=[0.0] * 5,
+                         k=[focal_x, 0.0, x, 0.0, focal_y, y, 0.0, 0.0, 1.0],
+                         r=[1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0],
+                         p=[focal_x, 0.0, x, 0.0, 0.0, focal_y, y, 0.0, 0.0, 0.0, 1.0, 0.0])
+    message.header.stamp, message.header.frame_id = to_time(stamp), camera.name
+    return message
+
+
+def encode_pose(position: np.ndarray, stamp: int, *, rotation: np.ndarray | None = None,
+                frame: str = '') -> PoseStamped:
+    """Encode a position (3,), m, and a rotation vector (3,), rad."""
+    message = PoseStamped()
+    message.header.stamp, message.header.frame_id = to_time(stamp), frame
+    _assign(message.pose.position, LINEAR, position)
+    if rotation is not None:
+        _assign(message.pose.orientation, ('w', 'x', 'y', 'z'), _quaternion(rotation))
+    return message
+
+
+def encode_joint_state(names: tuple[str, ...], positions: np.ndarray, stamp: int) -> JointState:
+    """Encode joint positions (n,)."""
+    message = JointState(name=list(names), position=[float(value) for value in positions])
+    message.header.stamp = to_time(stamp)
+    return message
+
+
+def encode_state(stream: StateStream, values: np.ndarray, stamp: int) -> object:
+    """Encode a state stream (n,) as the message and into the field that the contract names."""
+    message = message_type(stream.message)()
+    message.header.stamp = to_time(stamp)
+    if isinstance(message, JointState):
+        message.name = list(stream.names)
+        setattr(message, stream.field, [float(value) for value in values])
+        return message
+    target = message
+    for step in stream.field.split('.'):
+        target = getattr(target, step)
+    _assign(target, stream.names, values)
+    return message
+
+
+def encode_action(part: ActionPart, values: np.ndarray, stamp: int, *, reach_in: int = 0) -> object:
+    """Encode the values (dim,) of one action part as the command that the contract names.
+
+    Args:
+        part: says the kind and the message.
+        values: (dim,) in the part's unit.
+        stamp: of the command, ns.
+        reach_in: time in which a trajectory controller is to get there, ns.
+    """
+    return ENCODERS[part.message](part, values, stamp, reach_in)
+
+
+def _encode_twist(part: ActionPart, values: np.ndarray, stamp: int, reach_in: int) -> TwistStamped:
+    message = TwistStamped()
+    message.header.stamp, message.header.frame_id = to_time(stamp), part.frame
+    for name, value in zip(part.names, values):
+        setattr(message.twist.linear if name in LINEAR else message.twist.angular, name[-1], float(value))
+    return message
+
+
+def _encode_pose_action(part: ActionPart, values: np.ndarray, stamp: int, reach_in: int) -> PoseStamped:
+    given = dict(zip(part.names, values))
+    position = [given.get(name, 0.0) for name in LINEAR]
+    rotation = [given.get(name, 0.0) for name in ANGULAR]
+    return encode_pose(np.array(position), stamp, rotation=np.array(rotation), frame=part.frame)
+
+
+def _encode_trajectory(part: ActionPart, values: np.ndarray, stamp: int, reach_in: int) -> JointTrajectory:
+    numbers = [float(value) for value in values]
+    field = 'velocities' if part.kind == 'joint_velocity' else 'positions'
+    point = JointTrajectoryPoint(**{field: numbers}, time_from_start=to_duration(reach_in))
+    message = JointTrajectory(joint_names=list(part.names), points=[point])
+    message.header.stamp, message.header.frame_id = to_time(stamp), part.frame
+    return message
+
+
+def _encode_numbers(part: ActionPart, values: np.ndarray, stamp: int, reach_in: int) -> Float64MultiArray:
+    return Float64MultiArray(data=[float(value) for value in values])
+
+
+ENCODERS = {
+    'geometry_msgs/TwistStamped': _encode_twist,
+    'geometry_msgs/PoseStamped': _encode_pose_action,
+    'trajectory_msgs/JointTrajectory': _encode_trajectory,
+    'std_msgs/Float64MultiArray': _encode_numbers,
+}
+
+
+def _assign(target: object, names: tuple[str, ...], values: np.ndarray) -> None:
+    for name, value in zip(names, values, strict=True):
+        setattr(target, name, float(value))
+
+
+def _quaternion(rotation: np.ndarray) -> tuple[float, float, float, float]:
+    """Turn a rotation vector (3,) into a unit quaternion w, x, y, z."""
+    angle = float(np.linalg.norm(rotation))
+    scale = 0.5 if angle < 1e-9 else math.sin(angle / 2) / angle
+    return (math.cos(angle / 2), *(float(value) * scale for value in rotation))

@@ -1,0 +1,97 @@
+"""The demo: six instructions, one after another, to a simulated robot; report, video and plots of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+import time
+from typing import TYPE_CHECKING, Annotated
+
+from rich.console import Console
+import typer
+
+from flow_vla_core.contract import RobotContract, find_contract
+from flow_vla_core.evaluation.console import Progress
+from flow_vla_core.evaluation.plots import plot_latency, plot_motion
+from flow_vla_core.evaluation.sweep import UNSEEN_SEED, Plan, make_episodes
+from flow_vla_core.simulation.metaworld import MAX_STEPS
+from flow_vla_ros.evaluate import Graph, checkpoint_folder, make_report, running_graph
+
+if TYPE_CHECKING:
+    from flow_vla_ros.film import Film, MotionTrace
+
+__all__ = ['DEMO_TASKS', 'demo', 'step_limit']
+
+DEMO_TASKS = ('faucet-open', 'faucet-close', 'window-open', 'button-press-topdown', 'drawer-open', 'drawer-close')
+EPISODES = 3
+SECONDS = 270.0        # from the start of the command until the last episode ends; encoding comes on top
+RESERVE_SECONDS = 8.0  # kept for each episode that is still to come
+LEAST_STEPS = 100
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help='folder of the report, the video and the plots')] = Path('out/demo'),
+    checkpoint: Annotated[Path | None, typer.Option(help='folder of the policy; by default the one that is shipped')] = None,
+    contract: Annotated[str, typer.Option(help='robot contract: a file, or a name in config/robots')] = 'metaworld',
+    tasks: Annotated[str, typer.Option(help='comma-separated')] = ','.join(DEMO_TASKS),
+    episodes: Annotated[int, typer.Option(min=1, help='for each task')] = EPISODES,
+    seed: Annotated[int, typer.Option(min=0, help='of the first scene of each task')] = UNSEEN_SEED,
+    seconds: Annotated[float, typer.Option(min=1, help='for starting and for all episodes together')] = SECONDS,
+) -> None:
+    """Give the simulated robot its instructions, film it, and say how it went.
+
+    Simulation, policy and executor run as processes that talk over ROS in real time. Episodes that take long are cut
+    short so that all of them fit into the given time.
+    """
+    start, console = time.monotonic(), Console()
+    plan = Plan(str(checkpoint_folder(checkpoint)), RobotContract.load(find_contract(contract)),
+                tuple(tasks.split(',')), episodes, seed)
+    out.mkdir(parents=True, exist_ok=True)
+    for path in _run(Graph(plan, out), start, seconds, console):
+        console.print(f'written: {path}')
+
+
+def step_limit(left_seconds: float, episodes: int, dt: float) -> int:
+    """Return after how many steps the next episode is given up, so that the others have their time as well.
+
+    Args:
+        left_seconds: for all episodes that are still to come.
+        episodes: how many these are, the next one included.
+        dt: time of one step, s.
+    """
+    free = left_seconds - RESERVE_SECONDS * (episodes - 1)
+    return max(LEAST_STEPS, min(MAX_STEPS, int(free / dt)))
+
+
+def _run(graph: Graph, start: float, seconds: float, console: Console) -> list[Path]:
+    from flow_vla_ros.film import Film, MotionTrace
+    plan, out, trace = graph.plan, graph.out, MotionTrace(graph.plan.contract)
+    orders, dt = make_episodes(plan), plan.contract.rates.policy_dt
+    console.print(f'{len(orders)} episodes with the policy {plan.checkpoint}: starting simulation, policy, executor')
+    with Film(plan.contract, out) as film:
+        with running_graph(graph, film.attach, trace.attach) as conductor, Progress(len(orders), console) as progress:
+            for index, order in enumerate(orders):
+                left = start + seconds - time.monotonic()
+                result = conductor.run(order, step_limit(left, len(orders) - index, dt))
+                film.cut(result, conductor.span)
+                progress.add(result)
+        report = make_report(graph, progress.results, time.monotonic() - start)
+        console.print(report.table())
+        console.print('encoding the video')
+        return [report.write(out), *_pictures(graph, film, trace), *_videos(out, film, 1 / dt)]
+
+
+def _pictures(graph: Graph, film: Film, trace: MotionTrace) -> list[Path]:
+    times = graph.times()
+    best = min(film.scenes, key=lambda scene: (not scene.result.success, scene.result.steps))
+    outcome = 'success' if best.result.success else 'no success'
+    title = f'{best.result.instruction!r}: {outcome} after {best.result.steps} steps'
+    motion, latency = graph.out / 'motion.png', graph.out / 'latency.png'
+    plot_motion(motion, trace.between(best.start, best.end, times.chunk_starts, title))
+    plot_latency(latency, times.delays)
+    return [motion, latency]
+
+
+def _videos(out: Path, film: Film, rate: float) -> list[Path]:
+    film.write_video(out / 'demo.mp4', rate)
+    film.write_gif(out / 'demo.gif', rate)
+    return [path for path in (out / 'demo.mp4', out / 'demo.gif') if path.exists()]

@@ -1,0 +1,153 @@
+"""Keeps what cameras saw and how the robot moved, as cheaply as it can, and makes a video of it afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+import struct
+from tempfile import TemporaryFile
+from typing import BinaryIO
+
+from flow_vla_core.contract import RobotContract
+from flow_vla_core.evaluation.plots import Motion
+from flow_vla_core.evaluation.report import EpisodeResult
+from flow_vla_core.evaluation.video import VideoWriter, compose, write_gif
+from flow_vla_core.messages import decode_action, decode_image, decode_state, stamp_of
+import numpy as np
+from rclpy.node import Node
+from rclpy.serialization import deserialize_message
+from sensor_msgs.msg import Image
+
+from flow_vla_ros import codecs, qos
+
+__all__ = ['Film', 'MotionTrace', 'Scene']
+
+STAMP = struct.Struct('<iI')  # of a header, behind the 4 bytes that begin a serialized message
+STILL_FRAMES = 12  # that the outcome stays on the screen
+GIF_BYTES = 3_000_000
+GIF_STRIDE = 3
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Binds an outcome to the time that the episode took, ns."""
+
+    result: EpisodeResult
+    start: int
+    end: int
+
+
+class Film:
+    """Writes serialized images to a nameless file as they come, undecoded; use it as a context manager.
+
+    Args:
+        contract: names the cameras.
+        folder: on whose disk the file lies.
+    """
+
+    def __init__(self, contract: RobotContract, folder: Path) -> None:
+        self.scenes: list[Scene] = []
+        self._contract = contract
+        self._file: BinaryIO = TemporaryFile(dir=folder)
+        self._places: dict[int, dict[str, tuple[int, int]]] = {}  # stamp -> camera -> offset and length
+
+    def __enter__(self) -> Film:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def attach(self, node: Node) -> None:
+        """Subscribe to the cameras."""
+        for camera in self._contract.cameras:
+            node.create_subscription(Image, camera.topic, lambda data, name=camera.name: self._keep(name, data),
+                                     qos.SENSOR, raw=True)
+
+    def cut(self, result: EpisodeResult, span: tuple[int, int]) -> None:
+        """Say which episode was shown from one time to another, ns."""
+        self.scenes.append(Scene(result, *span))
+
+    def write_video(self, path: Path, rate: float) -> int:
+        """Write every episode with its words and its outcome; return the number of frames."""
+        count = 0
+        with VideoWriter(path, rate) as video:
+            for scene in self.scenes:
+                for frame in self._frames(scene, scale=2):
+                    video.write(frame)
+                    count += 1
+        return count
+
+    def write_gif(self, path: Path, rate: float) -> int:
+        """Write the shortest success of each task, at twice the speed; return the number of frames."""
+        best: dict[str, Scene] = {}
+        for scene in self.scenes:
+            if scene.result.success and (scene.result.task not in best
+                                         or scene.result.steps < best[scene.result.task].result.steps):
+                best[scene.result.task] = scene
+        frames = [frame for scene in best.values() for index, frame in enumerate(self._frames(scene, scale=1))
+                  if index % GIF_STRIDE == 0]
+        return write_gif(path, frames, GIF_STRIDE / rate / 2, GIF_BYTES)
+
+    def _keep(self, camera: str, data: bytes) -> None:
+        seconds, nanoseconds = STAMP.unpack_from(data, 4)
+        self._places.setdefault(seconds * 10 ** 9 + nanoseconds, {})[camera] = (self._file.tell(), len(data))
+        self._file.write(data)
+
+    def _frames(self, scene: Scene, scale: int) -> Iterator[np.ndarray]:
+        stamps = [stamp for stamp, views in list(self._places.items())
+                  if scene.start <= stamp <= scene.end and len(views) == len(self._contract.cameras)]
+        caption = scene.result.instruction or '(no words)'
+        for stamp in stamps[:-1]:
+            yield compose(self._views(stamp), caption, '', scale)
+        outcome = 'success' if scene.result.success else 'failure'
+        for stamp in stamps[-1:] * STILL_FRAMES:
+            yield compose(self._views(stamp), caption, outcome, scale)
+
+    def _views(self, stamp: int) -> list[np.ndarray]:
+        views = []
+        for camera in self._contract.cameras:
+            offset, length = self._places[stamp][camera.name]
+            self._file.seek(offset)
+            message = deserialize_message(self._file.read(length), Image)
+            views.append(decode_image(message, camera.model_copy(update={'size': camera.resolution})))
+        return views
+
+
+class MotionTrace:
+    """Keeps the commands of the end effector's part and the position that they act on.
+
+    Args:
+        contract: the first of its action parts that has ``position_from`` is taken.
+    """
+
+    def __init__(self, contract: RobotContract) -> None:
+        self.part = next(part for part in contract.actions if part.position_from is not None)
+        self.stream = next(stream for stream in contract.state if stream.name == self.part.position_from)
+        self.commands: list[tuple[int, np.ndarray]] = []
+        self.positions: list[tuple[int, np.ndarray]] = []
+
+    def attach(self, node: Node) -> None:
+        """Subscribe to commands and positions."""
+        node.create_subscription(codecs.message_type(self.part.message), self.part.topic, self._on_command, qos.COMMAND)
+        node.create_subscription(codecs.message_type(self.stream.message), self.stream.topic, self._on_position,
+                                 qos.SENSOR)
+
+    def between(self, start: int, end: int, chunk_starts: np.ndarray, title: str) -> Motion:
+        """Cut one episode out; times are in s since its start, ``chunk_starts`` in ns."""
+        command_times, commands = _cut(self.commands, start, end)
+        position_times, positions = _cut(self.positions, start, end)
+        chunks = (chunk_starts[(chunk_starts >= start) & (chunk_starts <= end)] - start) * 1e-9
+        return Motion(title, self.part.names, command_times, commands, position_times, positions, chunks)
+
+    def _on_command(self, message: object) -> None:
+        self.commands.append((stamp_of(message), decode_action(message, self.part)))
+
+    def _on_position(self, message: object) -> None:
+        self.positions.append((stamp_of(message), decode_state(message, self.stream)))
+
+
+def _cut(samples: list[tuple[int, np.ndarray]], start: int, end: int) -> tuple[np.ndarray, np.ndarray]:
+    kept = [(stamp, values) for stamp, values in samples if start <= stamp <= end]
+    times = np.array([stamp - start for stamp, _ in kept], float) * 1e-9
+    return times, np.array([values for _, values in kept], float).reshape(len(kept), -1)

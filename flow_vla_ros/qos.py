@@ -1,0 +1,37 @@
+"""The quality-of-service profiles of every topic, by name."""
+
+from __future__ import annotations
+
+from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
+
+__all__ = ['CHUNK', 'CLOCK', 'COMMAND', 'DIAGNOSTICS', 'LATCHED', 'LATCHED_STATE', 'RECORD', 'RELIABLE_SENSOR', 'SENSOR',
+           'STATE', 'STATUS', 'for_recording']
+
+
+def _profile(depth: int, *, reliable: bool = True, latched: bool = False) -> QoSProfile:
+    return QoSProfile(
+        history=HistoryPolicy.KEEP_LAST, depth=depth,
+        reliability=ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT,
+        durability=DurabilityPolicy.TRANSIENT_LOCAL if latched else DurabilityPolicy.VOLATILE)
+
+
+SENSOR = _profile(10, reliable=False)  # to subscribe to cameras and state: fits every publisher
+RELIABLE_SENSOR = _profile(10)         # to publish cameras: fits every subscriber
+STATE = _profile(10)
+COMMAND = _profile(10)
+CHUNK = _profile(2)
+STATUS = _profile(10)
+DIAGNOSTICS = _profile(10)
+CLOCK = _profile(10)                   # fits the best-effort subscription that rclpy's time source makes
+LATCHED = _profile(1, latched=True)    # instruction and episode: the last one stays in force for those who come late
+LATCHED_STATE = _profile(10, latched=True)  # of the simulator: an expert that comes late knows what to answer
+RECORD = _profile(1000)
+
+
+def for_recording(node: Node, topic: str) -> QoSProfile:
+    """Return `RECORD`, weakened to what every present publisher of a topic offers."""
+    offers = [info.qos_profile for info in node.get_publishers_info_by_topic(topic)]
+    reliable = all(offer.reliability != ReliabilityPolicy.BEST_EFFORT for offer in offers)
+    latched = bool(offers) and all(offer.durability == DurabilityPolicy.TRANSIENT_LOCAL for offer in offers)
+    return _profile(RECORD.depth, reliable=reliable, latched=latched)

@@ -1,0 +1,59 @@
+"""The newest measured state, for limits and traces."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+from rclpy.node import Node
+
+from flow_vla_core.contract import RobotContract, StateStream
+from flow_vla_core.errors import ObservationError
+from flow_vla_core.messages import decode_state, stamp_of
+from flow_vla_ros import codecs, qos
+
+__all__ = ['StateInbox']
+
+
+class StateInbox:
+    """Keeps the newest sample of some state streams, and knows how old it is.
+
+    Args:
+        node: hosts the subscriptions.
+        contract: describes the streams.
+        names: of the streams to listen to.
+    """
+
+    def __init__(self, node: Node, contract: RobotContract, names: Iterable[str]) -> None:
+        self._node = node
+        self._streams = {stream.name: stream for stream in contract.state if stream.name in set(names)}
+        self._samples: dict[str, tuple[int, np.ndarray]] = {}
+        for stream in self._streams.values():
+            node.create_subscription(codecs.message_type(stream.message), stream.topic,
+                                     lambda message, stream=stream: self._receive(stream, message), qos.SENSOR)
+
+    def fresh(self, now: int) -> dict[str, np.ndarray]:
+        """Return the samples that are no older than the contract allows and not from after ``now``: name -> (n,)."""
+        return {name: values for name, (stamp, values) in self._samples.items()
+                if -_slack(self._streams[name]) <= now - stamp <= self._streams[name].max_age * 1e9}
+
+    def newest(self) -> dict[str, np.ndarray]:
+        """Return every stream's newest sample, however old: name -> (n,)."""
+        return {name: values for name, (_, values) in self._samples.items()}
+
+    def ages(self, now: int) -> dict[str, float]:
+        """Return the time since each stream's newest stamp, s; -1 for none."""
+        return {name: (now - self._samples[name][0]) * 1e-9 if name in self._samples else -1.0
+                for name in self._streams}
+
+    def _receive(self, stream: StateStream, message: object) -> None:
+        try:
+            self._samples[stream.name] = (stamp_of(message), decode_state(message, stream))
+        except ObservationError as error:
+            self._samples.pop(stream.name, None)
+            self._node.get_logger().warning(f'{stream.topic}: {error}', throttle_duration_sec=1.0)
+
+
+def _slack(stream: StateStream) -> float:
+    """Return how far a stamp may be ahead of this node's clock, which another message brings, ns."""
+    return stream.max_skew * 1e9

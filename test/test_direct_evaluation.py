@@ -1,0 +1,242 @@
+"""The loop in one process: driven by the scripted expert, and by plans that say when they are used."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from flow_vla_core.contract import RobotContract, find_contract
+from flow_vla_core.errors import ConfigError
+from flow_vla_core.evaluation.direct import DirectLoop, DirectSettings, Episode, observe, run_episodes
+from flow_vla_core.evaluation.pair import PairReport, pair_episodes
+from flow_vla_core.evaluation.report import EpisodeResult
+from flow_vla_core.evaluation.sweep import Plan, evaluate_direct, evaluate_pair, make_episodes
+from flow_vla_core.messages import resize_image
+from flow_vla_core.simulation.judges import FAUCET_PAIR, faucet_motion
+from flow_vla_core.simulation.metaworld import TASKS, MetaWorldRobot
+
+
+@dataclass
+class ExpertActor:
+    """Plans by asking the scripted expert of the task that the words name; stays at rest for other words."""
+
+    robot: MetaWorldRobot
+
+    def seed(self, seed):
+        pass
+
+    def act(self, observation):
+        if observation.instruction not in TASKS.values():
+            return np.zeros((4, 4), np.float32)
+        return np.repeat(self.robot.expert_action()[None], 4, 0)
+
+
+def expert(contract, robot):
+    return ExpertActor(robot)
+
+
+class Tape:
+    """Stands in for an actor and a robot, and keeps what passes."""
+
+    def __init__(self, contract):
+        self.observations, self.commands, self.steps, self.success = [], [], 0, False
+        self._contract = contract
+
+    def seed(self, seed):
+        self.seeded = seed
+
+    def reset(self, task, seed):
+        self.task = task
+
+    def act(self, observation):
+        self.observations.append(observation)
+        return np.full((8, 4), 0.01 * len(self.observations), np.float32)
+
+    def images(self):
+        return {c.name: np.full((*c.resolution, 3), self.steps, np.uint8) for c in self._contract.cameras}
+
+    def state(self):
+        return {'ee_position': np.array([0, 0.6, 0.2], np.float32), 'gripper': np.array([1], np.float32)}
+
+    def step(self, action):
+        self.commands.append(np.array(action))
+        self.steps += 1
+
+
+@pytest.fixture(scope='module')
+def contract():
+    return RobotContract.load(find_contract('metaworld'))
+
+
+@pytest.fixture(scope='module')
+def quiet():
+    return Console(quiet=True)
+
+
+def play(contract, **settings):
+    tape = Tape(contract)
+    DirectLoop(contract, tape, tape, DirectSettings(max_steps=8, **settings)).run(Episode('reach', 7, 'go'))
+    return tape
+
+
+def test_a_plan_is_used_as_late_as_over_the_graph(contract):
+    tape = play(contract, replan_steps=4, latency_steps=2)
+    velocity = [round(float(command[0]), 3) for command in tape.commands]
+    assert velocity == [0, 0, 0.01, 0.01, 0.01, 0.01, 0.02, 0.02]
+    assert [o.stamp - tape.observations[0].stamp for o in tape.observations] == [0, 200_000_000]
+    assert tape.seeded == 7
+
+
+def test_without_latency_the_first_command_is_planned(contract):
+    tape = play(contract, replan_steps=1, latency_steps=0)
+    np.testing.assert_allclose([command[0] for command in tape.commands], 0.01 * np.arange(1, 9), rtol=1e-5)
+
+
+@pytest.mark.parametrize('blank', [False, True])
+def test_the_policy_sees_the_images_or_black(contract, blank):
+    tape = play(contract, replan_steps=3, blank_images=blank)
+    image = tape.observations[1].images['front']
+    assert image.shape == (1, 84, 84, 3)
+    assert (image == (0 if blank else 3)).all()
+
+
+def test_a_history_is_filled_before_the_first_plan(contract):
+    longer = contract.model_copy(update={'history': 3})
+    tape = Tape(longer)
+    DirectLoop(longer, tape, tape, DirectSettings(replan_steps=1, max_steps=5)).run(Episode('reach', 0, 'go'))
+    assert len(tape.observations) == 3
+    assert [int(image[0, 0, 0]) for image in tape.observations[0].images['front']] == [0, 1, 2]
+    assert tape.observations[0].state.shape == (3, 4)
+
+
+def test_an_observation_is_resized_and_ordered_by_the_contract(contract):
+    image = np.random.default_rng(0).integers(0, 255, (168, 168, 3), np.uint8)
+    sample = {'stamp': 5, 'front': image, 'gripper_cam': image[::-1], 'gripper': np.array([0.5]),
+              'ee_position': np.array([1.0, 2.0, 3.0])}
+    observation = observe(contract, [sample], 'go')
+    np.testing.assert_array_equal(observation.state, [[1, 2, 3, 0.5]])
+    np.testing.assert_array_equal(observation.images['front'][0], resize_image(image, (84, 84)))
+    assert observation.stamps['front'] == (5,) and observation.stamp == 5
+
+
+@pytest.mark.parametrize('settings', [{'replan_steps': 0}, {'latency_steps': -1}, {'max_steps': 0}])
+def test_settings_out_of_range_are_named(settings):
+    with pytest.raises(ConfigError, match=next(iter(settings))):
+        DirectSettings(**settings)
+
+
+def test_the_expert_succeeds_through_the_loop(contract, quiet):
+    plan = Plan('expert', contract, ('drawer-close', 'faucet-open'), 2, seed=500_000,
+                settings=DirectSettings(replan_steps=1, max_steps=250))
+    report = evaluate_direct(plan, source=expert, console=quiet)
+    assert {name: task.successes for name, task in report.tasks.items()} == {'drawer-close': 2, 'faucet-open': 2}
+    assert all(episode.steps < 250 for episode in report.episodes)
+    assert report.timing.chunk_ms.count == sum(episode.steps for episode in report.episodes)
+    assert report.timing.late_tick_fraction is None
+
+
+def test_two_workers_find_what_one_finds(contract):
+    orders = [Episode('drawer-close', seed, TASKS['drawer-close']) for seed in (1, 2)]
+    settings = DirectSettings(replan_steps=1, max_steps=150)
+    alone, shared = ([result for result, _ in run_episodes(contract, expert, orders, settings, workers=workers)]
+                     for workers in (1, 2))
+    assert alone == shared and all(result.success for result in alone)
+
+
+def test_wrong_plans_are_refused_by_name(contract):
+    with pytest.raises(ConfigError, match="'faucet-opne'.*'faucet-open'"):
+        Plan('c', contract, ('faucet-opne',), 1)
+    with pytest.raises(ConfigError, match='episodes'):
+        Plan('c', contract, ('faucet-open',), 0)
+    with pytest.raises(ConfigError, match='workers'):
+        list(run_episodes(contract, expert, [], DirectSettings(), workers=0))
+
+
+def test_words_can_be_replaced_and_blanked(contract):
+    own = make_episodes(Plan('c', contract, ('faucet-open', 'drawer-open'), 2, seed=9))
+    assert [(e.task, e.seed, e.instruction) for e in own][1:3] == [
+        ('faucet-open', 10, TASKS['faucet-open']), ('drawer-open', 9, TASKS['drawer-open'])]
+    assert {e.instruction for e in make_episodes(Plan('c', contract, ('drawer-open',), 2, instruction=''))} == {''}
+
+
+def test_the_pair_starts_from_one_scene(contract):
+    robot = MetaWorldRobot(contract)
+    seen = []
+    for task in FAUCET_PAIR:
+        robot.reset(task, 11)
+        seen.append((robot.images(), robot.state(), robot.env.data.qpos.copy()))
+    robot.close()
+    for camera in seen[0][0]:
+        np.testing.assert_array_equal(seen[0][0][camera], seen[1][0][camera])
+    np.testing.assert_array_equal(seen[0][2], seen[1][2])
+
+
+@pytest.mark.parametrize('task', FAUCET_PAIR)
+def test_the_judge_agrees_with_the_benchmark_at_every_step(contract, task):
+    robot = MetaWorldRobot(contract)
+    robot.reset(task, 5)
+    outcomes = []
+    for _ in range(90):
+        robot.step(robot.expert_action())
+        motion = faucet_motion(robot.env)
+        assert motion in ('', task)
+        assert (motion == task) == robot.success
+        outcomes.append(robot.success)
+    assert any(outcomes) and not all(outcomes)
+
+
+def test_words_decide_the_motion_of_the_pair(contract, quiet):
+    plan = Plan('expert', contract, FAUCET_PAIR, 1, seed=3, settings=DirectSettings(replan_steps=1, max_steps=120))
+    report = evaluate_pair(plan, source=obedient, console=quiet)
+    assert report.rates == {'own_words_own_motion': 1.0, 'other_words_other_motion': 1.0,
+                            'other_words_own_motion': 0.0, 'empty_words_own_motion': 0.0,
+                            'empty_words_other_motion': 0.0}
+    assert [count.neither for count in report.counts if count.words == 'empty'] == [1, 1]
+
+
+def obedient(contract, robot):
+    """Return an expert for whichever faucet task the words name, in either one's scene."""
+    return ObedientActor(contract, robot)
+
+
+class ObedientActor:
+    """Turns the faucet as the words say, whatever the scene's own task is."""
+
+    def __init__(self, contract, robot):
+        self._twin = MetaWorldRobot(contract)
+
+    def seed(self, seed):
+        self._started = False
+        self._seed = seed
+
+    def act(self, observation):
+        task = next((task for task in FAUCET_PAIR if TASKS[task] == observation.instruction), None)
+        if task is None:
+            return np.zeros((4, 4), np.float32)
+        if not self._started:
+            self._twin.reset(task, self._seed)
+            self._started = True
+        action = self._twin.expert_action()
+        self._twin.step(action)
+        return np.repeat(action[None], 4, 0)
+
+
+def test_pair_counts_are_told_apart():
+    own, other = (TASKS[task] for task in FAUCET_PAIR)
+
+    def made(words, motion):
+        return EpisodeResult('faucet-open', words, 0, False, 50, 500, motion)
+
+    report = PairReport.of([made(own, 'faucet-open'), made(own, ''), made(other, 'faucet-close'),
+                            made(other, 'faucet-open'), made('', 'faucet-close')])
+    counts = {count.words: (count.own_motion, count.other_motion, count.neither) for count in report.counts}
+    assert counts == {'own': (1, 0, 1), 'other': (1, 1, 0), 'empty': (0, 1, 0)}
+    assert report.rates['other_words_other_motion'] == 0.5
+
+
+def test_pair_scenes_of_the_two_tasks_differ():
+    orders = pair_episodes(2, 100)
+    assert len(orders) == 12
+    assert {o.seed for o in orders if o.task == FAUCET_PAIR[0]}.isdisjoint(
+        {o.seed for o in orders if o.task == FAUCET_PAIR[1]})

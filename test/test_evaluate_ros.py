@@ -1,0 +1,128 @@
+"""Evaluation over ROS: real simulation and executor, plans from the scripted expert in the policy's place."""
+
+from dataclasses import replace
+import json
+import os
+from pathlib import Path
+
+from flow_vla_core.contract import RobotContract, find_contract
+from flow_vla_core.errors import CheckpointError, FlowVLAError
+from flow_vla_core.evaluation.direct import DirectSettings
+from flow_vla_core.evaluation.sweep import Plan
+from flow_vla_ros.bringup import ManagedProcesses, default_checkpoint
+from flow_vla_ros.evaluate import Graph, checkpoint_folder, evaluate_over_ros, running_graph
+import psutil
+import pytest
+from rich.console import Console
+
+pytestmark = pytest.mark.ros
+
+
+class ExpertGraph(Graph):
+    """Puts the expert into the policy's place."""
+
+    def specs(self):
+        os.environ['PYTHONPATH'] = str(Path(__file__).parent)
+        return [replace(spec, module='expert_policy') if spec.name == 'policy' else spec for spec in super().specs()]
+
+
+@pytest.fixture
+def make_graph(ros_environment, tmp_path, monkeypatch):
+    monkeypatch.setenv('PYTHONPATH', '')
+    contract = RobotContract.load(find_contract('metaworld'))
+
+    def make(*tasks, **settings):
+        values = {'instruction': None, 'episodes': 1, 'max_steps': 200, 'blank_images': False, **settings}
+        loop = DirectSettings(max_steps=values.pop('max_steps'), blank_images=values.pop('blank_images'))
+        return ExpertGraph(Plan('expert', contract, tasks, seed=500_000, settings=loop, **values), tmp_path)
+
+    return make
+
+
+@pytest.fixture
+def quiet():
+    return Console(quiet=True)
+
+
+def descendants():
+    return [process for process in psutil.Process().children(recursive=True) if process.status() != 'zombie']
+
+
+def test_the_expert_succeeds_over_ros(make_graph, quiet):
+    graph = make_graph('drawer-close', 'faucet-open', episodes=2)
+    before = len(descendants())
+    report = evaluate_over_ros(graph, quiet)
+    assert {name: task.successes for name, task in report.tasks.items()} == {'drawer-close': 2, 'faucet-open': 2}
+    assert [(e.task, e.seed) for e in report.episodes] == [
+        ('drawer-close', 500_000), ('drawer-close', 500_001), ('faucet-open', 500_000), ('faucet-open', 500_001)]
+    timing = report.timing
+    assert timing.ticks > 100 and timing.control_hz > 1 and 0 <= timing.late_tick_fraction <= 1
+    assert timing.chunk_ms.p50 == 1.5 and timing.camera_to_command_ms.p50 > 0
+    assert len(descendants()) == before
+    values = json.loads(report.write(graph.out).read_text())
+    assert values['mode'] == 'ros' and values['control_hz'] == timing.control_hz
+
+
+def test_an_empty_instruction_leaves_the_robot_where_it_is(make_graph, quiet):
+    report = evaluate_over_ros(make_graph('drawer-close', instruction='', max_steps=20), quiet)
+    assert report.tasks['drawer-close'].successes == 0
+    assert report.episodes[0].steps >= 20
+
+
+def test_unknown_words_end_the_evaluation_with_the_policys_reason(make_graph, quiet):
+    with pytest.raises(FlowVLAError, match="unknown words in 'fly away'"):
+        evaluate_over_ros(make_graph('drawer-close', instruction='fly away'), quiet)
+
+
+def test_a_node_that_ends_is_named_with_its_last_words(make_graph, quiet):
+    graph = make_graph('drawer-close')
+
+    class Broken(ExpertGraph):
+        def specs(self):
+            return [replace(spec, module='no_such_module') if spec.name == 'policy' else spec
+                    for spec in super().specs()]
+
+    before = len(descendants())
+    with pytest.raises(FlowVLAError, match='(?s)policy ended.*No module named no_such_module'):
+        evaluate_over_ros(Broken(graph.plan, graph.out), quiet)
+    assert len(descendants()) == before
+
+
+def test_blank_images_reach_the_policy_black(make_graph):
+    import numpy as np
+    from sensor_msgs.msg import Image
+    from flow_vla_ros import qos
+    graph = make_graph('drawer-close', blank_images=True)
+    real, black = [], []
+
+    def listen(node):
+        node.create_subscription(Image, 'camera/front/image_raw', real.append, qos.SENSOR)
+        node.create_subscription(Image, 'blank/camera/front/image_raw', black.append, qos.SENSOR)
+
+    with running_graph(graph, listen) as conductor:
+        conductor._wait(lambda: len(black) > 3 and len(real) > 3, 20.0, 'images')
+    assert all(not np.any(message.data) for message in black)
+    assert all(np.any(message.data) for message in real)
+    assert (black[-1].height, black[-1].width, black[-1].encoding) == (real[-1].height, real[-1].width, 'rgb8')
+    assert {str((m.header.stamp.sec, m.header.stamp.nanosec)) for m in black} & {
+        str((m.header.stamp.sec, m.header.stamp.nanosec)) for m in real}
+    policy = next(spec for spec in graph.specs() if spec.name == 'policy')
+    seen = RobotContract.load(policy.parameters['contract'])
+    assert [camera.topic for camera in seen.cameras] == ['blank/camera/front/image_raw', 'blank/camera/gripper/image_raw']
+    assert seen.label == graph.plan.contract.label
+
+
+def test_a_missing_checkpoint_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match='nowhere'):
+        checkpoint_folder(tmp_path / 'nowhere')
+    if default_checkpoint().is_dir():
+        assert checkpoint_folder(None) == default_checkpoint()
+
+
+def test_processes_end_with_the_block(make_graph):
+    before = len(descendants())
+    with ManagedProcesses(logs=make_graph('drawer-close').logs) as processes:
+        for spec in make_graph('drawer-close').specs():
+            processes.start(spec)
+        assert len(descendants()) > before
+    assert len(descendants()) == before

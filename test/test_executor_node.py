@@ -1,0 +1,328 @@
+"""The executor on a live graph: refusals, holding, emergency stop, lost publishers, jumps of the clock, a safe end."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+import signal
+import subprocess
+import time
+from typing import Any
+
+import pytest
+
+pytest.importorskip('rclpy', reason='rclpy is not installed')
+
+from flow_vla.msg import ActionChunk as ChunkMessage
+from flow_vla.msg import ExecutionStatus
+from flow_vla_core.contract import RobotContract, find_contract
+from flow_vla_core.errors import Code
+from flow_vla_core.types import ActionChunk
+from flow_vla_ros.codecs import chunk_to_message, encode_state, from_time, message_type, to_time
+from flow_vla_ros.executor_node import ExecutorNode
+from flow_vla_ros.qos import CHUNK, CLOCK, STATE
+from geometry_msgs.msg import TwistStamped
+import numpy as np
+from rclpy.lifecycle import TransitionCallbackReturn
+from rclpy.parameter import Parameter
+from ros_graph import RosGraph
+from rosgraph_msgs.msg import Clock
+from std_srvs.srv import Trigger
+
+CONTRACT = RobotContract.load(find_contract('metaworld'))
+DT = CONTRACT.rates.policy_dt_ns
+CHUNK_PUBLISHER = """
+import numpy as np, rclpy
+from flow_vla.msg import ActionChunk as ChunkMessage
+from flow_vla_core.contract import RobotContract, find_contract
+from flow_vla_core.types import ActionChunk
+from flow_vla_ros.codecs import chunk_to_message
+contract = RobotContract.load(find_contract('metaworld'))
+rclpy.init()
+node = rclpy.create_node('policy')
+publisher = node.create_publisher(ChunkMessage, 'action_chunk', 2)
+def publish():
+    actions = np.tile(np.array([0.1, 0, 0, 1], np.float32), (6, 1))
+    chunk = ActionChunk(node.get_clock().now().nanoseconds, contract.rates.policy_dt_ns, actions, id=1)
+    publisher.publish(chunk_to_message(chunk, contract))
+node.create_timer(0.1, publish)
+rclpy.spin(node)
+"""
+
+
+class Rig:
+    """Puts an active executor on a graph, with a robot that moves as it is told and reports where it is.
+
+    Args:
+        graph: to build on.
+        parameters: of the executor.
+        measured: whether the robot reports its state.
+    """
+
+    def __init__(self, graph: RosGraph, measured: bool = True, **parameters: Any) -> None:
+        overrides = [Parameter(key, value=value) for key, value in parameters.items()]
+        self.graph = graph
+        self.node = graph.add(ExecutorNode(parameter_overrides=overrides))
+        assert self.node.trigger_configure() == TransitionCallbackReturn.SUCCESS
+        self.twists: list[TwistStamped] = graph.inbox(TwistStamped, 'servo/twist_cmd')
+        self.grippers = graph.inbox(message_type('trajectory_msgs/JointTrajectory'), 'gripper/command')
+        self.statuses: list[ExecutionStatus] = graph.inbox(ExecutionStatus, 'executor/status')
+        self.chunks = graph.outbox(ChunkMessage, 'action_chunk', CHUNK)
+        self.position = np.array([0.0, 0.6, 0.2])
+        stream = CONTRACT.state[0]
+        self.poses = graph.outbox(message_type(stream.message), stream.topic, STATE)
+        if measured and not parameters.get('use_sim_time'):
+            graph.probe.create_timer(0.02, lambda: self.report(self.now))
+        assert self.node.trigger_activate() == TransitionCallbackReturn.SUCCESS
+
+    @property
+    def now(self) -> int:
+        return self.node.get_clock().now().nanoseconds
+
+    @property
+    def status(self) -> ExecutionStatus:
+        return self.statuses[-1] if self.statuses else ExecutionStatus()
+
+    @property
+    def speed(self) -> float:
+        return self.twists[-1].twist.linear.x if self.twists else float('nan')
+
+    def report(self, stamp: int) -> None:
+        self.poses.publish(encode_state(CONTRACT.state[0], self.position, stamp))
+
+    def send(self, speed: float = 0.1, rows: int = 10, **changes: Any) -> ChunkMessage:
+        actions = np.tile(np.array([speed, 0, 0, 1], np.float32), (rows, 1))
+        message = chunk_to_message(ActionChunk(self.now, DT, actions, id=3), CONTRACT)
+        for key, value in changes.items():
+            setattr(message, key, value)
+        self.chunks.publish(message)
+        return message
+
+    def wait_for(self, state: int, code: Code) -> None:
+        self.graph.spin_until(lambda: (self.status.state, self.status.code) == (state, code))
+
+
+def test_it_publishes_at_rest_while_active_and_nothing_before_or_after(graph: RosGraph) -> None:
+    rig = Rig(graph)
+    graph.spin_until(lambda: len(rig.twists) >= 3)
+    rig.wait_for(ExecutionStatus.IDLE, Code.NO_CHUNK)
+    assert rig.speed == 0
+    assert not rig.grippers
+    stamps = [from_time(twist.header.stamp) for twist in rig.twists]
+    assert stamps == sorted(set(stamps))
+    rig.node.trigger_deactivate()
+    # Whatever the executor might still send is on the wire before this.
+    sentinel = graph.outbox(TwistStamped, 'servo/twist_cmd')
+    rig.send()
+    sentinel.publish(TwistStamped())
+    graph.spin_until(lambda: from_time(rig.twists[-1].header.stamp) == 0)
+    count = len(rig.twists)
+    sentinel.publish(TwistStamped())
+    graph.spin_until(lambda: len(rig.twists) > count)
+    assert from_time(rig.twists[-1].header.stamp) == from_time(rig.twists[-2].header.stamp) == 0
+
+
+def test_it_follows_a_chunk_and_holds_when_chunks_stop_and_goes_on(graph: RosGraph) -> None:
+    rig = Rig(graph)
+    for _ in range(2):
+        rig.send(0.1, rows=6)
+        rig.wait_for(ExecutionStatus.FOLLOWING, Code.OK)
+        graph.spin_until(lambda: rig.speed == pytest.approx(0.1))
+        assert rig.status.chunk_id == 3
+        rig.wait_for(ExecutionStatus.HOLDING, Code.NO_CHUNK)
+        graph.spin_until(lambda: rig.speed == 0)
+        assert rig.grippers[-1].points[0].positions[0] == 1
+    assert rig.status.accepted_chunks == 2
+
+
+def test_every_bad_chunk_is_refused_with_its_code_and_the_plan_goes_on(graph: RosGraph) -> None:
+    rig = Rig(graph)
+    good = rig.send(0.1, rows=400)
+    rig.wait_for(ExecutionStatus.FOLLOWING, Code.OK)
+    bad = [
+        ({'data': good.data[:-1]}, Code.CHUNK_SHAPE),
+        ({'action_dim': 5, 'horizon': 4, 'data': [0.0] * 20}, Code.CHUNK_SHAPE),
+        ({'horizon': 0, 'data': []}, Code.CHUNK_SHAPE),
+        ({'data': [float('nan'), *good.data[1:]]}, Code.CHUNK_NOT_FINITE),
+        ({'data': [*good.data[:-1], float('-inf')]}, Code.CHUNK_NOT_FINITE),
+        ({'contract': 'other@00000000'}, Code.CHUNK_CONTRACT),
+        ({'dt': to_time(DT * 2)}, Code.CHUNK_STEP),
+    ]
+    for number, (changes, code) in enumerate(bad, start=1):
+        if 'dt' in changes:
+            changes['dt'] = type(good.dt)(sec=0, nanosec=2 * DT)
+        rig.send(0.1, rows=400, **changes)
+        graph.spin_until(lambda number=number: rig.status.refused_chunks == number)
+        assert (rig.status.code, bool(rig.status.message)) == (code, True)
+        assert rig.status.state == ExecutionStatus.FOLLOWING
+    for offset, code in ((10 ** 10, Code.CHUNK_FROM_FUTURE), (-10 ** 12, Code.CHUNK_TOO_OLD)):
+        message = chunk_to_message(ActionChunk(rig.now + offset, DT, np.zeros((4, 4), np.float32)), CONTRACT)
+        rig.chunks.publish(message)
+        graph.spin_until(lambda code=code: rig.status.code == code)
+    rig.send(0.1)
+    rig.wait_for(ExecutionStatus.FOLLOWING, Code.OK)
+    assert rig.speed == pytest.approx(0.1)
+
+
+def test_emergency_stop_latches_until_it_is_reset(graph: RosGraph) -> None:
+    rig = Rig(graph)
+    rig.send(0.1, rows=100)
+    graph.spin_until(lambda: rig.speed > 0.05)
+    assert graph.call(Trigger, 'executor/estop').success
+    rig.wait_for(ExecutionStatus.STOPPED, Code.EMERGENCY_STOP)
+    graph.spin_until(lambda: rig.speed == 0)
+    rig.send(0.1, rows=100)
+    rig.node.trigger_deactivate()
+    rig.node.trigger_activate()
+    rig.send(0.1, rows=100)
+    rig.wait_for(ExecutionStatus.STOPPED, Code.EMERGENCY_STOP)
+    ticks = len(rig.twists)
+    graph.spin_until(lambda: len(rig.twists) >= ticks + 3)
+    assert all(twist.twist.linear.x == 0 for twist in rig.twists[ticks:])
+    assert graph.call(Trigger, 'executor/reset_estop').success
+    rig.wait_for(ExecutionStatus.IDLE, Code.NO_CHUNK)
+    rig.send(0.1)
+    graph.spin_until(lambda: rig.speed > 0.05)
+
+
+def test_without_a_measured_position_it_does_not_move(graph: RosGraph) -> None:
+    rig = Rig(graph, measured=False)
+    rig.send(0.1, rows=400)
+    graph.spin_until(lambda: rig.status.code == Code.STATE_STALE)
+    assert rig.speed == 0
+    graph.probe.create_timer(0.02, lambda: rig.report(rig.now))
+    rig.wait_for(ExecutionStatus.FOLLOWING, Code.OK)
+    graph.spin_until(lambda: rig.speed > 0.05)
+
+
+def test_a_twist_stops_at_the_face_of_the_workspace(graph: RosGraph) -> None:
+    rig = Rig(graph)
+    rig.position = np.array([0.55, 0.6, 0.2])
+    rig.send(0.1, rows=400)
+    rig.wait_for(ExecutionStatus.FOLLOWING, Code.OK)
+    graph.spin_until(lambda: rig.status.limited_ticks > 0)
+    assert rig.speed == 0
+
+
+def test_when_the_policy_is_killed_the_robot_holds_and_goes_on_with_the_next(
+        graph: RosGraph, ros_environment: dict[str, str], python: str) -> None:
+    rig = Rig(graph)
+    for _ in range(2):
+        policy = subprocess.Popen([python, '-c', CHUNK_PUBLISHER], env=ros_environment)
+        try:
+            graph.spin_until(lambda: rig.speed > 0.05, deadline=60)
+        finally:
+            policy.send_signal(signal.SIGKILL)
+            policy.wait()
+        rig.wait_for(ExecutionStatus.HOLDING, Code.NO_CHUNK)
+        graph.spin_until(lambda: rig.speed == 0)
+
+
+def test_a_clock_that_jumps_backwards_drops_the_plan(graph: RosGraph) -> None:
+    clock = graph.probe.create_publisher(Clock, '/clock', CLOCK)
+    rig = Rig(graph, use_sim_time=True)
+    now = 1_000 * DT
+
+    def tick(start: int) -> None:
+        count = len(rig.twists)
+        rig.report(start)
+        for step in range(1000):
+            clock.publish(Clock(clock=to_time(start + step * DT)))
+            rig.report(start + step * DT)
+            graph.executor.spin_once(timeout_sec=0.02)
+            if len(rig.twists) > count + 3:
+                return
+        raise AssertionError('no command')
+
+    tick(now)
+    rig.send(0.1, rows=1000)
+    graph.spin_until(lambda: rig.node._accepted == 1)
+    tick(rig.now)
+    assert rig.speed == pytest.approx(0.1)
+    tick(now // 2)
+    graph.spin_until(lambda: rig.status.code == Code.CLOCK_JUMP)
+    assert rig.speed == 0
+    rig.send(0.1, rows=1000)
+    graph.spin_until(lambda: rig.node._accepted == 2)
+    tick(rig.now)
+    assert rig.speed == pytest.approx(0.1)
+    graph.spin_until(lambda: rig.status.code == Code.OK)
+
+
+def test_commands_in_simulated_time_carry_the_time_of_the_tick(graph: RosGraph) -> None:
+    clock = graph.probe.create_publisher(Clock, '/clock', CLOCK)
+    rig = Rig(graph, use_sim_time=True)
+    times = [(1_000 + step) * DT for step in range(6)]
+    clock.publish(Clock(clock=to_time(times[0])))
+    graph.spin_until(lambda: rig.now == times[0])
+    for before, now in zip(times, times[1:]):
+        count = len(rig.twists)
+        clock.publish(Clock(clock=to_time(now)))
+        graph.spin_until(lambda now=now, count=count: rig.now == now and len(rig.twists) == count + 1)
+        assert from_time(rig.twists[-1].header.stamp) == now > before
+
+
+def test_the_trace_holds_one_row_for_each_tick(graph: RosGraph, tmp_path: Path) -> None:
+    path = tmp_path / 'new' / 'executor.csv'
+    rig = Rig(graph, trace_file=str(path))
+    rig.send(0.1, rows=6)
+    rig.wait_for(ExecutionStatus.HOLDING, Code.NO_CHUNK)
+    rig.node.trigger_deactivate()
+    rows = list(csv.DictReader(path.open()))
+    followed = [row for row in rows if row['chunk_id'] == '3']
+    assert len(rows) == rig.status.ticks
+    assert followed
+    assert float(followed[-1]['command.ee.x']) == pytest.approx(0.1)
+    assert float(followed[-1]['measured.ee_position.y']) == pytest.approx(0.6)
+    assert abs(int(followed[0]['wall_time']) - time.time_ns()) < 60e9
+
+
+def test_deactivation_slows_down_before_the_last_command(graph: RosGraph) -> None:
+    rig = Rig(graph, control_hz=200.0)
+    rig.send(0.2, rows=400)
+    graph.spin_until(lambda: rig.speed == pytest.approx(0.2))
+    before = len(rig.twists)
+    rig.node.trigger_deactivate()
+    graph.spin_until(lambda: rig.speed == 0)
+    speeds = [twist.twist.linear.x for twist in rig.twists[before - 1:]]
+    assert np.abs(np.diff(speeds)).max() <= 8.0 * 0.005 + 1e-6
+    assert len(speeds) >= 4
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_process_with_a_safe_command_and_code_0(
+        graph: RosGraph, ros_environment: dict[str, str], python: str, number: int) -> None:
+    twists = graph.inbox(TwistStamped, 'servo/twist_cmd')
+    chunks = graph.probe.create_publisher(ChunkMessage, 'action_chunk', CHUNK)
+    poses = graph.probe.create_publisher(message_type(CONTRACT.state[0].message), CONTRACT.state[0].topic, STATE)
+    actions = np.tile(np.array([0.1, 0, 0, 1], np.float32), (100, 1))
+    clock = graph.probe.get_clock()
+
+    def drive() -> None:
+        now = clock.now().nanoseconds
+        poses.publish(encode_state(CONTRACT.state[0], np.array([0.0, 0.6, 0.2]), now))
+        chunks.publish(chunk_to_message(ActionChunk(now, DT, actions, id=1), CONTRACT))
+
+    graph.probe.create_timer(0.1, drive)
+    process = subprocess.Popen([python, '-m', 'flow_vla_ros.executor_node', '--ros-args', '-p', 'autostart:=true'],
+                               env=ros_environment)
+    try:
+        graph.spin_until(lambda: twists and twists[-1].twist.linear.x > 0.05, deadline=60)
+        process.send_signal(number)
+        graph.spin_until(lambda: process.poll() is not None)
+        graph.spin_until(lambda: twists[-1].twist.linear.x == 0)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize(('parameters', 'said'), [
+    ({'control_hz': 5.0}, 'allowed: 20 to 200'), ({'contract': 'metawrld'}, "did you mean 'metaworld'"),
+    ({'trace_file': '/proc/none/trace.csv'}, 'trace_file')])
+def test_a_setting_that_cannot_be_used_refuses_to_configure(
+        graph: RosGraph, capfd: pytest.CaptureFixture, parameters: dict, said: str) -> None:
+    overrides = [Parameter(key, value=value) for key, value in parameters.items()]
+    node = graph.add(ExecutorNode(parameter_overrides=overrides))
+    assert node.trigger_configure() == TransitionCallbackReturn.FAILURE
+    assert said in capfd.readouterr().err
