@@ -38,10 +38,10 @@ demo: setup
 	$(BIN)/flow-vla demo $(ARGS)
 
 test: setup
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
 bench: setup
-	$(BIN)/python -m benchmarks $(ARGS)
+	@for file in benchmarks/[a-z]*.py; do echo "$$file"; $(BIN)/python $$file $(ARGS) || exit 1; done
 
 lint: setup
 	$(BIN)/ruff check .

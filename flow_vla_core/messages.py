@@ -1,8 +1,160 @@
-"""TEMPORARY by lead, data engineer overwrites this file."""
+"""Turns messages into arrays, for live messages of rclpy and recorded ones of rosbags alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
-def stamp_of(m):
-    h=getattr(m,'header',None)
-    return None if h is None else h.stamp.sec*10**9+h.stamp.nanosec
-def decode_action(m, part):
-    if hasattr(m,'twist'): return np.array([getattr(m.twist.linear,n) for n in part.names],np.float32)
-    return np.array(m.points[-1].positions,np.float32)
+from PIL import Image
+
+from flow_vla_core.align import Aligned
+from flow_vla_core.contract import ActionPart, Camera, RobotContract, StateStream
+from flow_vla_core.errors import DataError, ImageInvalid, StateInvalid, StateNotFinite, closest
+from flow_vla_core.types import Observation
+
+__all__ = ['decode_action', 'decode_image', 'decode_state', 'make_observation', 'resize_image', 'stamp_of']
+
+CHANNELS: Mapping[str, tuple[int, slice]] = {
+    'rgb8': (3, slice(None)), 'bgr8': (3, slice(None, None, -1)), 'rgba8': (4, slice(0, 3)),
+    'bgra8': (4, slice(2, None, -1)), 'mono8': (1, slice(None)),
+}
+
+
+def stamp_of(message: Any) -> int | None:
+    """Return the header's stamp in ns, or None for a type without a header."""
+    header = getattr(message, 'header', None)
+    return None if header is None else header.stamp.sec * 10 ** 9 + header.stamp.nanosec
+
+
+def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize (Y, X, C) uint8 to ``size`` rows and columns; each pixel is the mean of the area that it covers."""
+    if image.shape[:2] == tuple(size):
+        return image
+    rows, columns = size
+    if image.shape[0] % rows == 0 and image.shape[1] % columns == 0:
+        return _reduce(image, image.shape[0] // rows, image.shape[1] // columns)
+    picture = Image.fromarray(image if image.shape[2] == 3 else image[..., 0])
+    resized = np.asarray(picture.resize((columns, rows), Image.Resampling.BOX))
+    return resized.reshape(rows, columns, image.shape[2])
+
+
+def _reduce(image: np.ndarray, down: int, across: int) -> np.ndarray:
+    """Average blocks of whole pixels, rounding halves up."""
+    total = sum(image[y::down, x::across].astype(np.uint32) for y in range(down) for x in range(across))
+    return ((2 * total + down * across) // (2 * down * across)).astype(np.uint8)
+
+
+def decode_image(message: Any, camera: Camera) -> np.ndarray:
+    """Decode an image to (Y, X, C) uint8 at ``camera.size``, RGB or one channel.
+
+    Raises:
+        ImageInvalid: if encoding, resolution, step or length are not what the contract says.
+    """
+    if message.encoding != camera.encoding:
+        raise ImageInvalid(f'{camera.name}: encoding {message.encoding!r}, the contract says {camera.encoding!r}')
+    if (message.height, message.width) != camera.resolution:
+        raise ImageInvalid(f'{camera.name}: {message.height} rows and {message.width} columns, '
+                           f'the contract says {camera.resolution[0]} and {camera.resolution[1]}')
+    channels, order = CHANNELS[camera.encoding]
+    rows, columns = camera.resolution
+    if message.step < columns * channels:
+        raise ImageInvalid(f'{camera.name}: step {message.step} bytes, a row needs {columns * channels}')
+    data = np.frombuffer(message.data, np.uint8)
+    if len(data) < rows * message.step:
+        raise ImageInvalid(f'{camera.name}: {len(data)} bytes, {rows} rows of {message.step} need '
+                           f'{rows * message.step}')
+    lines = data[:rows * message.step].reshape(rows, message.step)
+    pixels = lines[:, :columns * channels].reshape(rows, columns, channels)
+    return resize_image(np.ascontiguousarray(pixels[..., order]), camera.size)
+
+
+def decode_state(message: Any, stream: StateStream) -> np.ndarray:
+    """Decode a state message to (n,) float32, in the order of ``stream.names``.
+
+    Raises:
+        StateInvalid: if a field or a name is missing.
+        StateNotFinite: if a number is NaN or infinite.
+    """
+    values = np.array(_numbers(message, stream), np.float32)
+    if not np.isfinite(values).all():
+        bad = stream.names[int(np.flatnonzero(~np.isfinite(values))[0])]
+        raise StateNotFinite(f'{stream.name}: {bad} is not finite')
+    return values
+
+
+def _numbers(message: Any, stream: StateStream) -> list[float]:
+    target = message
+    for step in stream.field.split('.'):
+        if not hasattr(target, step):
+            raise StateInvalid(f'{stream.name}: {stream.message} has no field {stream.field!r}')
+        target = getattr(target, step)
+    if stream.message == 'sensor_msgs/JointState':
+        return [_joint(message, target, name, stream) for name in stream.names]
+    try:
+        return [float(getattr(target, name)) for name in stream.names]
+    except (AttributeError, TypeError) as error:
+        raise StateInvalid(f'{stream.name}: {stream.field} of {stream.message}: {error}') from error
+
+
+def _joint(message: Any, values: Any, name: str, stream: StateStream) -> float:
+    names = list(message.name)
+    if name not in names:
+        raise StateInvalid(f'{stream.name}: no joint {name!r} in the message; {closest(name, names)}')
+    index = names.index(name)
+    if index >= len(values):
+        raise StateInvalid(f'{stream.name}: {len(names)} names but {len(values)} values in {stream.field!r}')
+    return float(values[index])
+
+
+def decode_action(message: Any, part: ActionPart) -> np.ndarray:
+    """Decode a command to (dim,) float32, in the order of ``part.names``. Raise `DataError` if it does not fit."""
+    try:
+        return np.array(DECODERS[part.message](message, part), np.float32)
+    except (AttributeError, IndexError, KeyError, ValueError) as error:
+        raise DataError(f'{part.topic}: {part.message} does not hold {list(part.names)}: {error}') from error
+
+
+def _twist(message: Any, part: ActionPart) -> list[float]:
+    twist = message.twist
+    return [getattr(twist.linear if len(name) == 1 else twist.angular, name[-1]) for name in part.names]
+
+
+def _pose(message: Any, part: ActionPart) -> list[float]:
+    import roma
+    import torch
+    orientation = message.pose.orientation
+    quaternion = torch.tensor([orientation.x, orientation.y, orientation.z, orientation.w], dtype=torch.float64)
+    rotation = roma.unitquat_to_rotvec(quaternion).tolist()
+    return [getattr(message.pose.position, name) if len(name) == 1 else rotation['xyz'.index(name[1])]
+            for name in part.names]
+
+
+def _trajectory(message: Any, part: ActionPart) -> list[float]:
+    point = message.points[-1]
+    values = dict(zip(message.joint_names, point.velocities if part.kind == 'joint_velocity' else point.positions))
+    return [values[name] for name in part.names]
+
+
+def _array(message: Any, part: ActionPart) -> list[float]:
+    if len(message.data) != part.dim:
+        raise ValueError(f'{len(message.data)} values, not {part.dim}')
+    return list(message.data)
+
+
+DECODERS = {
+    'geometry_msgs/TwistStamped': _twist, 'geometry_msgs/PoseStamped': _pose,
+    'trajectory_msgs/JointTrajectory': _trajectory, 'std_msgs/Float64MultiArray': _array,
+}
+
+
+def make_observation(contract: RobotContract, aligned: Aligned, instruction: str) -> Observation:
+    """Decode the messages that were selected for one reference time; nothing else is ever decoded."""
+    samples = aligned.samples
+    images = {camera.name: np.stack([decode_image(message, camera) for _, message in samples[camera.name]])
+              for camera in contract.cameras}
+    parts = [np.stack([decode_state(message, stream) for _, message in samples[stream.name]])
+             for stream in contract.state]
+    state = np.concatenate(parts, 1) if parts else np.zeros((contract.history, 0), np.float32)
+    stamps = {name: tuple(stamp for stamp, _ in chosen) for name, chosen in samples.items()}
+    return Observation(aligned.stamp, images, state, instruction, stamps)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 import ctypes
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 import json
 import os
 from pathlib import Path
 import signal
 import subprocess
 import sys
+import threading
 import time
 from typing import Annotated, Any
 
@@ -23,6 +25,7 @@ __all__ = ['ARGUMENTS', 'GRAPHS', 'NODES', 'Argument', 'Graph', 'ManagedProcesse
            'default_checkpoint', 'graph_specs', 'launch_description', 'node_spec', 'prepare_environment', 'up']
 
 PR_SET_PDEATHSIG = 1
+INTERRUPTIONS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 STOP_SECONDS = ((signal.SIGINT, 8.0), (signal.SIGTERM, 4.0), (signal.SIGKILL, 4.0))
 
 
@@ -128,11 +131,16 @@ class NodeSpec:
     module: str = ''
     params_files: tuple[str, ...] = ()
 
+    @property
+    def path(self) -> str:
+        """Name on the graph with its namespace, ``/left/policy``."""
+        return '/'.join(('', *filter(None, (self.namespace.strip('/'), self.name))))
+
     def command(self) -> list[str]:
         """Return the command line that runs the node without ``ros2 run``."""
         words = [sys.executable, '-m', self.module, '--ros-args', '-r', f'__node:={self.name}']
         if self.namespace:
-            words += ['-r', f'__ns:=/{self.namespace.strip("/")}']
+            words += ['-r', f'__ns:={self.path.rpartition("/")[0]}']
         for path in self.params_files:
             words += ['--params-file', path]
         for key, value in self.parameters.items():
@@ -227,7 +235,9 @@ def prepare_environment(isolated: bool = True) -> None:
     Args:
         isolated: choose a ROS domain of our own, so that nobody's robot listens.
     """
-    os.environ.setdefault('AMENT_PREFIX_PATH', sys.prefix)
+    prefixes = [path for path in os.environ.get('AMENT_PREFIX_PATH', '').split(os.pathsep) if path]
+    if sys.prefix not in prefixes and (Path(sys.prefix) / 'share' / 'ament_index').is_dir():
+        os.environ['AMENT_PREFIX_PATH'] = os.pathsep.join([sys.prefix, *prefixes])
     if os.environ.get('ROS_DISTRO') == 'humble':
         os.environ.setdefault('ROS_LOCALHOST_ONLY', '1')
     else:
@@ -256,14 +266,13 @@ class ManagedProcesses:
 
     def __enter__(self) -> ManagedProcesses:
         prepare_environment(self._isolated)
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            try:
-                self._handlers[number] = signal.signal(number, _interrupt)
-            except ValueError:  # only the main thread may set handlers
-                break
+        if threading.current_thread() is threading.main_thread():  # only it may set handlers
+            self._handlers = {number: signal.signal(number, _interrupt) for number in INTERRUPTIONS}
         return self
 
     def __exit__(self, *_: object) -> None:
+        for number in self._handlers:  # a second Ctrl-C must not leave a node behind
+            signal.signal(number, signal.SIG_IGN)
         try:
             self.stop_all()
         finally:
@@ -271,8 +280,13 @@ class ManagedProcesses:
                 signal.signal(number, handler)
 
     def start(self, spec: NodeSpec, **overrides: Any) -> subprocess.Popen:
-        """Start a node, with some of its parameters replaced. Raise `FlowVLAError` if its name is running already."""
-        key = f'{spec.namespace.strip("/")}/{spec.name}'.lstrip('/')
+        """Start a node, with some of its parameters replaced.
+
+        Raise `FlowVLAError` if its name is running already, `ModuleNotFoundError` where there is no ROS.
+        """
+        if spec.module.startswith('flow_vla_ros.'):
+            import_module('rclpy')
+        key = spec.path.removeprefix('/')
         if key in self._processes and self._processes[key].poll() is None:
             raise FlowVLAError(f'the node {key} is running already')
         spec = replace(spec, parameters={**spec.parameters, **overrides})
@@ -341,7 +355,7 @@ _prctl = ctypes.CDLL(None).prctl if sys.platform == 'linux' else None
 
 def _end_with_parent() -> None:
     if _prctl is not None:
-        _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def up(
@@ -357,7 +371,7 @@ def up(
     with ManagedProcesses(isolated=False) as processes:
         for spec in specs:
             processes.start(spec)
-            typer.echo(f'started {spec.namespace}/{spec.name}')
+            typer.echo(f'started {spec.path}')
         try:
             while not (ended := processes.poll()):
                 time.sleep(0.2)

@@ -132,8 +132,7 @@ class _Director:
         """Record one episode; return its steps, or None if it was discarded for lack of success."""
         from flow_vla.msg import Episode
         self._call('expert/enable', data=False)
-        self._call('recorder/start', instruction=demonstration.instruction,
-                   task=f'{demonstration.task}#{demonstration.seed}')
+        self._start_recording(demonstration)
         self._state = None
         self._call('sim/reset', task=demonstration.task, seed=demonstration.seed)
         self._wait(lambda: self._state is not None and self._state.steps == 0, SERVICE_SECONDS, 'the reset state')
@@ -145,19 +144,35 @@ class _Director:
         self._call('recorder/stop', keep=success, outcome=Episode.SUCCESS if success else Episode.FAILURE)
         return self._state.steps if success else None
 
+    def _start_recording(self, demonstration: Demonstration) -> None:
+        """Begin an episode; just after the start of the nodes the recorder may not know every publisher yet."""
+        from flow_vla.srv import StartEpisode
+        deadline = time.monotonic() + SERVICE_SECONDS
+        while True:
+            answer = self._ask('recorder/start', instruction=demonstration.instruction,
+                               task=f'{demonstration.task}#{demonstration.seed}')
+            if answer.success:
+                return
+            if answer.code != StartEpisode.Request.TOPIC_MISSING or time.monotonic() > deadline:
+                raise FlowVLAError(f'recorder/start: {answer.message}')
+            self._spinner.spin_once(timeout_sec=0.2)
+
     def _on_state(self, state: object) -> None:
         self._state = state
         self._held = self._held + 1 if state.success else 0
 
     def _call(self, name: str, **request: object) -> object:
+        answer = self._ask(name, **request)
+        if not answer.success:
+            raise FlowVLAError(f'{name}: {answer.message}')
+        return answer
+
+    def _ask(self, name: str, **request: object) -> object:
         client = self._clients[name]
         self._wait(client.service_is_ready, SERVICE_SECONDS, f'the service {name}')
         future = client.call_async(client.srv_type.Request(**request))
         self._wait(future.done, SERVICE_SECONDS, f'an answer of {name}')
-        answer = future.result()
-        if not answer.success:
-            raise FlowVLAError(f'{name}: {answer.message}')
-        return answer
+        return future.result()
 
     def _wait(self, predicate: object, seconds: float, what: str) -> None:
         deadline = time.monotonic() + seconds

@@ -59,6 +59,7 @@ class Conductor:
         self._limit: int | None = None
         self._final: SimulationState | None = None  # the state that decided the episode
         self._failure: BaseException | None = None
+        self._stopped: Callable[[], bool] = lambda: False
         self._instructions = self.node.create_publisher(String, contract.instruction.topic, qos.LATCHED)
         self.node.create_subscription(SimulationState, 'sim/state', self._on_state, qos.STATE)
         self.node.create_subscription(PolicyStatus, 'policy/status', self._on_status, qos.STATUS)
@@ -80,6 +81,10 @@ class Conductor:
         self._thread.join()
         self._executor.shutdown()
         self.node.destroy_node()
+
+    def stop_when(self, stopped: Callable[[], bool]) -> None:
+        """Raise `KeyboardInterrupt` out of whatever is waited for as soon as the function is true."""
+        self._stopped = stopped
 
     def wait_until_ready(self, seconds: float = READY_SECONDS) -> None:
         """Wait until policy and executor are active and the simulation publishes."""
@@ -156,6 +161,8 @@ class Conductor:
                 self._changed.wait(0.05)
 
     def _check(self) -> None:
+        if self._stopped():
+            raise KeyboardInterrupt
         if self._failure is not None:
             raise FlowVLAError('a callback failed') from self._failure
         if ended := self._processes.poll():

@@ -58,7 +58,7 @@ def step_limit(left_seconds: float, episodes: int, dt: float) -> int:
         episodes: how many these are, the next one included.
         dt: time of one step, s.
     """
-    free = left_seconds - RESERVE_SECONDS * (episodes - 1)
+    free = left_seconds - RESERVE_SECONDS * episodes + LEAST_STEPS * dt
     return max(LEAST_STEPS, min(MAX_STEPS, int(free / dt)))
 
 

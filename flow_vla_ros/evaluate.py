@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+import signal
+import threading
 import time
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,7 +22,7 @@ from flow_vla_core.evaluation.report import EpisodeResult, Report, summarise
 from flow_vla_core.evaluation.sweep import UNSEEN_SEED, Plan, evaluate_direct, evaluate_pair, make_episodes
 from flow_vla_core.evaluation.traces import Times, read_times
 from flow_vla_core.simulation.metaworld import MAX_STEPS, TASKS
-from flow_vla_ros.bringup import ManagedProcesses, NodeSpec, default_checkpoint, node_spec
+from flow_vla_ros.bringup import INTERRUPTIONS, ManagedProcesses, NodeSpec, default_checkpoint, node_spec
 
 if TYPE_CHECKING:
     from rclpy.node import Node
@@ -150,9 +152,33 @@ def running_graph(graph: Graph, *attach: Callable[[Node], None]) -> Iterator[Con
     with ManagedProcesses(logs=graph.logs) as processes:
         for spec in graph.specs():
             processes.start(spec)
-        with Conductor(contract, processes, graph.logs, attach) as conductor:
+        with _remembered_signals() as signals, Conductor(contract, processes, graph.logs, attach) as conductor:
+            conductor.stop_when(lambda: bool(signals))
             conductor.wait_until_ready()
             yield conductor
+
+
+@contextmanager
+def _remembered_signals() -> Iterator[list[int]]:
+    """Note which signals came: Python drops what their handlers raise while a destructor or an import hook runs."""
+    came: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield came
+        return
+    before = {number: signal.getsignal(number) for number in INTERRUPTIONS}
+
+    def note(number: int, frame: object) -> None:
+        came.append(number)
+        if callable(before[number]):
+            before[number](number, frame)
+
+    for number in INTERRUPTIONS:
+        signal.signal(number, note)
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def make_report(graph: Graph, results: list[EpisodeResult], seconds: float) -> Report:

@@ -33,7 +33,7 @@ class FlowLifecycleNode(LifecycleNode):
     A subclass lists its `PARAMETERS` and fills the hooks `on_setup` (which gets the parameters), `on_start`, `on_stop`
     and `on_teardown`. A `FlowVLAError` in a hook is logged as one line and refuses the transition; any other exception
     is logged with its traceback and leads through error processing to unconfigured. Publishers, subscriptions,
-    services, clients and timers made since `on_setup` began are removed with the teardown, so that a setup which
+    services, clients, guard conditions and timers made since `on_setup` began are removed with the teardown, so that a setup which
     failed half-way leaves nothing behind; `on_teardown` itself runs only after a setup that was completed.
 
     Args:
@@ -141,13 +141,13 @@ class FlowLifecycleNode(LifecycleNode):
         return result if result != TransitionCallbackReturn.SUCCESS else managed(state)
 
     def _entities(self) -> Iterator[Any]:
-        for kind in (self.publishers, self.subscriptions, self.services, self.clients, self.timers):
+        for kind in (self.publishers, self.subscriptions, self.services, self.clients, self.timers, self.guards):
             yield from kind
 
     def _remove_entities(self) -> None:
         removers = ((self.timers, self.destroy_timer), (self.subscriptions, self.destroy_subscription),
                     (self.services, self.destroy_service), (self.clients, self.destroy_client),
-                    (self.publishers, self.destroy_publisher))
+                    (self.guards, self.destroy_guard_condition), (self.publishers, self.destroy_publisher))
         for kind, remove in removers:
             for entity in [entity for entity in kind if entity not in self._own_entities]:
                 remove(entity)

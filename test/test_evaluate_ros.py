@@ -5,12 +5,13 @@ import json
 import os
 from pathlib import Path
 
+from expert_demo import ExpertGraph
 from flow_vla_core.contract import RobotContract, find_contract
 from flow_vla_core.errors import CheckpointError, FlowVLAError
 from flow_vla_core.evaluation.direct import DirectSettings
 from flow_vla_core.evaluation.sweep import Plan
 from flow_vla_ros.bringup import ManagedProcesses, default_checkpoint
-from flow_vla_ros.evaluate import Graph, checkpoint_folder, evaluate_over_ros, running_graph
+from flow_vla_ros.evaluate import checkpoint_folder, evaluate_over_ros, running_graph
 import psutil
 import pytest
 from rich.console import Console
@@ -18,17 +19,10 @@ from rich.console import Console
 pytestmark = pytest.mark.ros
 
 
-class ExpertGraph(Graph):
-    """Puts the expert into the policy's place."""
-
-    def specs(self):
-        os.environ['PYTHONPATH'] = str(Path(__file__).parent)
-        return [replace(spec, module='expert_policy') if spec.name == 'policy' else spec for spec in super().specs()]
-
-
 @pytest.fixture
 def make_graph(ros_environment, tmp_path, monkeypatch):
-    monkeypatch.setenv('PYTHONPATH', '')
+    tests = str(Path(__file__).parent)
+    monkeypatch.setenv('PYTHONPATH', os.pathsep.join(filter(None, [tests, os.environ.get('PYTHONPATH')])))
     contract = RobotContract.load(find_contract('metaworld'))
 
     def make(*tasks, **settings):

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from hypothesis import given, settings
+from hypothesis import strategies as st
+import numpy as np
+import pytest
+
 from flow_vla_core.contract import RobotContract, find_contract
 from flow_vla_core.errors import (
     ChunkError,
@@ -16,10 +21,6 @@ from flow_vla_core.errors import (
 )
 from flow_vla_core.execution import ChunkFollower, ExecutionState
 from flow_vla_core.types import ActionChunk
-from hypothesis import given, settings
-from hypothesis import strategies as st
-import numpy as np
-import pytest
 
 DT = 50_000_000
 NOW = 1_000 * DT
@@ -41,8 +42,8 @@ def make_follower(**arguments: object) -> ChunkFollower:
 def joints_contract(**limits: object) -> RobotContract:
     values = CONTRACT.model_dump(mode='json', exclude_none=True)
     values['state'][1]['unit'] = 'rad'
-    values['actions'] = [{'name': 'arm', 'kind': 'joint_position', 'names': ['gripper'], 'unit': 'rad', 'limits': limits,
-                          'message': 'trajectory_msgs/JointTrajectory', 'topic': 'arm'}]
+    values['actions'] = [{'name': 'arm', 'kind': 'joint_position', 'names': ['gripper'], 'unit': 'rad',
+                          'limits': limits, 'message': 'trajectory_msgs/JointTrajectory', 'topic': 'arm'}]
     return RobotContract.parse(values)
 
 
@@ -214,7 +215,7 @@ def test_no_stream_of_chunks_gets_a_command_past_a_bound(events: list, hertz: fl
     position, velocity = np.array([0.4, 1.0, 0.1]), np.zeros(3)
     for what, values, offset, rows in events:
         if what == 'chunk':
-            actions = np.tile(np.array(values, np.float32), (rows, 1)) * np.linspace(-1, 1, rows, dtype=np.float32)[:, None]
+            actions = np.outer(np.linspace(-1, 1, rows), values).astype(np.float32)
             try:
                 follower.accept(ActionChunk(now + offset * DT, DT, actions), now)
             except ChunkError:

@@ -13,14 +13,6 @@ import pytest
 
 pytest.importorskip('rclpy', reason='rclpy is not installed')
 
-from flow_vla.msg import ActionChunk as ChunkMessage
-from flow_vla.msg import ExecutionStatus
-from flow_vla_core.contract import RobotContract, find_contract
-from flow_vla_core.errors import Code
-from flow_vla_core.types import ActionChunk
-from flow_vla_ros.codecs import chunk_to_message, encode_state, from_time, message_type, to_time
-from flow_vla_ros.executor_node import ExecutorNode
-from flow_vla_ros.qos import CHUNK, CLOCK, STATE
 from geometry_msgs.msg import TwistStamped
 import numpy as np
 from rclpy.lifecycle import TransitionCallbackReturn
@@ -28,6 +20,15 @@ from rclpy.parameter import Parameter
 from ros_graph import RosGraph
 from rosgraph_msgs.msg import Clock
 from std_srvs.srv import Trigger
+
+from flow_vla.msg import ActionChunk as ChunkMessage
+from flow_vla.msg import ExecutionStatus
+from flow_vla_core.contract import RobotContract, find_contract
+from flow_vla_core.errors import Code
+from flow_vla_core.types import ActionChunk
+from flow_vla_ros.codecs import chunk_to_message, encode_state, from_time, message_type, to_duration, to_time
+from flow_vla_ros.executor_node import ExecutorNode
+from flow_vla_ros.qos import CHUNK, CLOCK, STATE
 
 CONTRACT = RobotContract.load(find_contract('metaworld'))
 DT = CONTRACT.rates.policy_dt_ns
@@ -84,6 +85,10 @@ class Rig:
         return self.statuses[-1] if self.statuses else ExecutionStatus()
 
     @property
+    def stamp(self) -> int:
+        return from_time(self.twists[-1].header.stamp) if self.twists else -1
+
+    @property
     def speed(self) -> float:
         return self.twists[-1].twist.linear.x if self.twists else float('nan')
 
@@ -115,11 +120,11 @@ def test_it_publishes_at_rest_while_active_and_nothing_before_or_after(graph: Ro
     sentinel = graph.outbox(TwistStamped, 'servo/twist_cmd')
     rig.send()
     sentinel.publish(TwistStamped())
-    graph.spin_until(lambda: from_time(rig.twists[-1].header.stamp) == 0)
+    graph.spin_until(lambda: rig.stamp == 0)
     count = len(rig.twists)
     sentinel.publish(TwistStamped())
     graph.spin_until(lambda: len(rig.twists) > count)
-    assert from_time(rig.twists[-1].header.stamp) == from_time(rig.twists[-2].header.stamp) == 0
+    assert rig.stamp == from_time(rig.twists[-2].header.stamp) == 0
 
 
 def test_it_follows_a_chunk_and_holds_when_chunks_stop_and_goes_on(graph: RosGraph) -> None:
@@ -146,11 +151,9 @@ def test_every_bad_chunk_is_refused_with_its_code_and_the_plan_goes_on(graph: Ro
         ({'data': [float('nan'), *good.data[1:]]}, Code.CHUNK_NOT_FINITE),
         ({'data': [*good.data[:-1], float('-inf')]}, Code.CHUNK_NOT_FINITE),
         ({'contract': 'other@00000000'}, Code.CHUNK_CONTRACT),
-        ({'dt': to_time(DT * 2)}, Code.CHUNK_STEP),
+        ({'dt': to_duration(DT * 2)}, Code.CHUNK_STEP),
     ]
     for number, (changes, code) in enumerate(bad, start=1):
-        if 'dt' in changes:
-            changes['dt'] = type(good.dt)(sec=0, nanosec=2 * DT)
         rig.send(0.1, rows=400, **changes)
         graph.spin_until(lambda number=number: rig.status.refused_chunks == number)
         assert (rig.status.code, bool(rig.status.message)) == (code, True)
@@ -218,48 +221,53 @@ def test_when_the_policy_is_killed_the_robot_holds_and_goes_on_with_the_next(
         graph.spin_until(lambda: rig.speed == 0)
 
 
+class SimulatedTime:
+    """Moves ``/clock`` and the robot's state along with it.
+
+    Args:
+        rig: whose executor uses simulated time.
+    """
+
+    def __init__(self, rig: Rig) -> None:
+        self._rig = rig
+        self._clock = rig.graph.outbox(Clock, '/clock', CLOCK)
+
+    def jump(self, stamp: int) -> None:
+        self._rig.report(stamp)
+        self._clock.publish(Clock(clock=to_time(stamp)))
+        state = self._rig.node._state
+        self._rig.graph.spin_until(lambda: self._rig.now == stamp and state.ages(stamp)['ee_position'] == 0)
+
+    def step(self, steps: int = 1) -> None:
+        for _ in range(steps):
+            stamp = self._rig.now + DT
+            self.jump(stamp)
+            self._rig.graph.spin_until(lambda stamp=stamp: self._rig.stamp == stamp)
+
+
 def test_a_clock_that_jumps_backwards_drops_the_plan(graph: RosGraph) -> None:
-    clock = graph.probe.create_publisher(Clock, '/clock', CLOCK)
     rig = Rig(graph, use_sim_time=True)
-    now = 1_000 * DT
-
-    def tick(start: int) -> None:
-        count = len(rig.twists)
-        rig.report(start)
-        for step in range(1000):
-            clock.publish(Clock(clock=to_time(start + step * DT)))
-            rig.report(start + step * DT)
-            graph.executor.spin_once(timeout_sec=0.02)
-            if len(rig.twists) > count + 3:
-                return
-        raise AssertionError('no command')
-
-    tick(now)
-    rig.send(0.1, rows=1000)
-    graph.spin_until(lambda: rig.node._accepted == 1)
-    tick(rig.now)
-    assert rig.speed == pytest.approx(0.1)
-    tick(now // 2)
-    graph.spin_until(lambda: rig.status.code == Code.CLOCK_JUMP)
-    assert rig.speed == 0
-    rig.send(0.1, rows=1000)
-    graph.spin_until(lambda: rig.node._accepted == 2)
-    tick(rig.now)
-    assert rig.speed == pytest.approx(0.1)
-    graph.spin_until(lambda: rig.status.code == Code.OK)
+    clock = SimulatedTime(rig)
+    for accepted, (start, code) in enumerate(((1_000 * DT, Code.NO_CHUNK), (500 * DT, Code.CLOCK_JUMP)), start=1):
+        clock.jump(start)
+        clock.step()
+        assert rig.speed == 0
+        graph.spin_until(lambda code=code: rig.status.code == code)
+        rig.send(0.1, rows=1000)
+        graph.spin_until(lambda accepted=accepted: rig.status.accepted_chunks == accepted)
+        clock.step(3)
+        assert rig.speed == pytest.approx(0.1)
+        rig.wait_for(ExecutionStatus.FOLLOWING, Code.OK)
 
 
-def test_commands_in_simulated_time_carry_the_time_of_the_tick(graph: RosGraph) -> None:
-    clock = graph.probe.create_publisher(Clock, '/clock', CLOCK)
+def test_in_simulated_time_every_step_of_the_clock_is_one_tick(graph: RosGraph) -> None:
     rig = Rig(graph, use_sim_time=True)
-    times = [(1_000 + step) * DT for step in range(6)]
-    clock.publish(Clock(clock=to_time(times[0])))
-    graph.spin_until(lambda: rig.now == times[0])
-    for before, now in zip(times, times[1:]):
-        count = len(rig.twists)
-        clock.publish(Clock(clock=to_time(now)))
-        graph.spin_until(lambda now=now, count=count: rig.now == now and len(rig.twists) == count + 1)
-        assert from_time(rig.twists[-1].header.stamp) == now > before
+    clock = SimulatedTime(rig)
+    clock.jump(1_000 * DT)
+    clock.step(6)
+    stamps = [from_time(twist.header.stamp) for twist in rig.twists]
+    assert stamps[-6:] == [(1_001 + step) * DT for step in range(6)]
+    assert len(set(stamps)) == len(stamps)
 
 
 def test_the_trace_holds_one_row_for_each_tick(graph: RosGraph, tmp_path: Path) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from flow_vla_core.contract import ActionPart
-from flow_vla_core.execution.limits import PositionLimiter, RateLimiter, make_limiter, stopping_speed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 import numpy as np
 import pytest
+
+from flow_vla_core.contract import ActionPart
+from flow_vla_core.execution.limits import PositionLimiter, RateLimiter, make_limiter, stopping_speed
 
 SLACK = 1e-9
 PERIOD = 0.02
@@ -78,7 +79,8 @@ def test_no_twist_breaks_velocity_acceleration_or_workspace(wishes: list, elapse
 
 @settings(max_examples=150, deadline=None)
 @given(targets, elapses, st.floats(-3, 3), st.integers(0, 60))
-def test_no_position_breaks_range_velocity_or_acceleration(wishes: list, elapses: list, start: float, rest: int) -> None:
+def test_no_position_breaks_range_velocity_or_acceleration(wishes: list, elapses: list, start: float,
+                                                               rest: int) -> None:
     part = make_part('joint_position', min=[-2.0], max=[1.5], velocity=[1.0], acceleration=[4.0])
     limiter = PositionLimiter(part)
     limiter.start_at(np.array([start]))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 
 import numpy as np
-from rclpy.clock import Clock, ClockType
 from rosgraph_msgs.msg import Clock as ClockMessage
 from std_msgs.msg import Bool
 
@@ -16,10 +15,13 @@ from flow_vla_core.errors import FlowVLAError
 from flow_vla_core.simulation.metaworld import TASKS, MetaWorldRobot
 from flow_vla_core.simulation.noise import ExecutionNoise
 from flow_vla_ros import codecs, qos
+from flow_vla_ros.diagnostics import wall_clock
 from flow_vla_ros.lifecycle import FlowLifecycleNode, Parameter, Parameters, run
 from flow_vla_ros.sim.plumbing import CommandInbox, SensorOutbox
 
 __all__ = ['SimNode', 'main']
+
+CLOCK_PERIOD = 0.1  # s; in lockstep time stands still between steps, and is told again for those who come late
 
 
 class SimNode(FlowLifecycleNode):
@@ -62,14 +64,12 @@ class SimNode(FlowLifecycleNode):
     def on_start(self) -> None:
         """Publish the first observation and begin to step."""
         self._publish()
-        self._timer = None
-        if not self._lockstep:
-            self._timer = self.create_timer(self._period, self._advance, clock=Clock(clock_type=ClockType.STEADY_TIME))
+        period, callback = (CLOCK_PERIOD, self._publish_clock) if self._lockstep else (self._period, self._advance)
+        self._timer = self.create_timer(period, callback, clock=wall_clock())
 
     def on_stop(self) -> None:
         """Stop stepping."""
-        if self._timer is not None:
-            self.destroy_timer(self._timer)
+        self.destroy_timer(self._timer)
 
     def on_teardown(self) -> None:
         """Free the renderer."""
@@ -108,15 +108,17 @@ class SimNode(FlowLifecycleNode):
         return action
 
     def _publish(self) -> None:
-        stamp = codecs.to_time(self._time)
-        self._clock_publisher.publish(ClockMessage(clock=stamp))
+        self._publish_clock()
         self._sensors.publish_state(self._robot.state(), self._time)
         state = SimulationState(task=self._robot.task, seed=self._seed, steps=self._robot.steps,
                                 success=self._robot.success, observation=self._robot.privileged_state)
-        state.header.stamp = stamp
+        state.header.stamp = codecs.to_time(self._time)
         self._state_publisher.publish(state)
         self._success_publisher.publish(Bool(data=self._robot.success))
         self._sensors.publish_images(self._robot.images(), self._time)
+
+    def _publish_clock(self) -> None:
+        self._clock_publisher.publish(ClockMessage(clock=codecs.to_time(self._time)))
 
 
 def main() -> None:

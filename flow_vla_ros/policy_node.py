@@ -1,0 +1,301 @@
+"""Turns observations and the instruction in force into action chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+import gc
+import time
+import traceback
+from typing import Any, Protocol
+
+import numpy as np
+
+from flow_vla.msg import ActionChunk as ChunkMessage
+from flow_vla.msg import PolicyStatus
+from flow_vla_core.align import Aligned
+from flow_vla_core.contract import RobotContract, find_contract
+from flow_vla_core.errors import ActionNotFinite, Code, ConfigError, InstructionMissing, ObservationError
+from flow_vla_core.messages import make_observation
+from flow_vla_core.types import ActionChunk, Observation
+from flow_vla_ros import codecs, qos
+from flow_vla_ros.diagnostics import DiagnosticsOutbox, wall_clock
+from flow_vla_ros.lifecycle import FlowLifecycleNode, Parameter, Parameters, run
+from flow_vla_ros.observation_bridge import ObservationBridge
+from flow_vla_ros.trace import Trace
+from flow_vla_ros.worker import Worker
+
+__all__ = ['PolicyNode', 'load_engine', 'main']
+
+TRACE_COLUMNS = ('chunk_id', 'observation_stamp', 'image_published', 'observation_complete', 'inference_started',
+                 'inference_ended', 'published', 'generation_ms')
+
+
+class ActingEngine(Protocol):
+    """Is what the node needs of an engine."""
+
+    def act(self, observation: Observation) -> np.ndarray:
+        """Return a chunk of actions (H, A)."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """Holds what one inference starts from.
+
+    Args:
+        aligned: messages of one reference time.
+        instruction: words in force.
+        epoch: a result of an earlier epoch is dropped.
+        image_published: wall time at which the newest image was published, ns.
+        complete: wall time at which the last sample was published, ns.
+    """
+
+    aligned: Aligned
+    instruction: str
+    epoch: int
+    image_published: int
+    complete: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Holds how an inference ended.
+
+    Args:
+        job: what it was for.
+        actions: (H, A), None if it failed.
+        code: why it failed, or ``OK``.
+        message: the same in words.
+        started: wall time, ns.
+        ended: wall time, ns.
+    """
+
+    job: Job
+    actions: np.ndarray | None
+    code: Code
+    message: str
+    started: int
+    ended: int
+
+
+class PolicyNode(FlowLifecycleNode):
+    """Infers in one worker thread, whenever a new observation is due, and publishes the chunks.
+
+    An inference starts when a new reference time lies at least ``replan_steps`` policy steps after the last chunk's,
+    or at once when the instruction has changed. With stale, missing, skewed or invalid input, or without a usable
+    instruction, there is none, and status and diagnostics say why.
+
+    Args:
+        name: of the node.
+        engine_factory: (parameters, contract) -> object with ``act(observation)``.
+        arguments: as of `rclpy.node.Node`.
+    """
+
+    PARAMETERS = (
+        Parameter('contract', 'metaworld', 'robot contract: a file, or a name in config/robots'),
+        Parameter('checkpoint', '', 'folder of the policy'),
+        Parameter('device', 'auto', 'where the policy runs: auto, cpu, cuda, cuda:1 ...'),
+        Parameter('steps', 0, "solver steps of a chunk; 0: the policy's own", minimum=0, maximum=1000),
+        Parameter('seed', 0, 'of the noise that chunks are made from', minimum=0),
+        Parameter('threads', 0, 'threads of torch; 0: as many as torch likes', minimum=0, maximum=256),
+        Parameter('replan_steps', 5, 'policy steps from one chunk to the next', minimum=1, maximum=1000),
+        Parameter('allow_empty_instruction', False, 'act without words, as the policy learned to'),
+        Parameter('blank_images', False, 'EVALUATION ONLY: the policy sees black images'),
+        Parameter('status_hz', 10.0, 'rate of ~/status, Hz', minimum=0.1, maximum=100.0),
+        Parameter('trace_file', '', 'CSV file with one row for each chunk; none if empty'),
+    )
+
+    def __init__(self, name: str | None = None, *,
+                 engine_factory: Callable[[Parameters, RobotContract], ActingEngine] | None = None,
+                 **arguments: Any) -> None:
+        super().__init__(name, **arguments)
+        self._engine_factory = engine_factory or load_engine
+        self._chunk_id = 0
+        self._epoch = 0
+
+    def on_setup(self, parameters: Parameters) -> None:
+        """Load contract and checkpoint and open the topics."""
+        self._settings = parameters
+        self._contract = RobotContract.load(find_contract(parameters.contract))
+        self._engine = self._engine_factory(parameters, self._contract)
+        self._replan = parameters.replan_steps * self._contract.rates.policy_dt_ns
+        self._trace = Trace(parameters.trace_file, TRACE_COLUMNS)
+        self._diagnostics = DiagnosticsOutbox(self, self._contract.label)
+        self._chunks = self.create_publisher(ChunkMessage, 'action_chunk', qos.CHUNK)
+        self._status = self.create_publisher(PolicyStatus, '~/status', qos.STATUS)
+        self._forget()
+        self._wake = self.create_guard_condition(self._on_outcome)
+        self._bridge = ObservationBridge(self, self._contract, self._consider, self._on_jump)
+        self._worker = Worker(self._infer, self._wake.trigger)
+        if parameters.blank_images:
+            self.get_logger().warning('blank_images is set: the policy sees black images')
+        # What exists by now stays: the collector never walks it during an inference.
+        gc.collect()
+        gc.freeze()
+
+    def on_start(self) -> None:
+        """Begin to infer."""
+        self._forget()
+        self._own_timers = [
+            self.create_timer(1 / self._settings.status_hz, self._on_status_timer, clock=wall_clock()),
+            self.create_timer(1.0, self._publish_diagnostics, clock=wall_clock())]
+
+    def on_stop(self) -> None:
+        """Cease to infer; a chunk that is being made is dropped."""
+        self._epoch += 1
+        for timer in self._own_timers:
+            self.destroy_timer(timer)
+        self._trace.flush()
+        self._publish_status()
+
+    def on_teardown(self) -> None:
+        """End the worker and close the trace."""
+        self._worker.close()
+        self._trace.close()
+        self._engine = None
+
+    def _forget(self) -> None:
+        self._epoch += 1
+        self._tried: tuple[int, str] | None = None
+        self._planned: tuple[int, str] | None = None
+        self._published = 0
+        self._generation_ms = 0.0
+        self._code, self._message = Code.STREAM_MISSING, 'nothing received yet'
+
+    def _on_jump(self) -> None:
+        self._epoch += 1
+        self._tried = self._planned = None
+
+    def _consider(self) -> None:
+        """Start an inference if one is due and the input can be used."""
+        if not self.active or self._worker.busy:
+            return
+        try:
+            instruction = self._instruction()
+            due = self._is_due((self._bridge.reference_time(), instruction))
+            aligned = self._bridge.select() if due else None
+        except ObservationError as error:
+            self._report(error.code, str(error))
+            return
+        if aligned is not None:
+            self._tried = (aligned.stamp, instruction)
+            self._worker.submit(Job(aligned, instruction, self._epoch, *self._bridge.published(aligned)))
+
+    def _is_due(self, wish: tuple[int, str]) -> bool:
+        if wish == self._tried:
+            return False
+        if self._planned is None or self._planned[1] != wish[1]:
+            return True
+        return wish[0] - self._planned[0] >= self._replan
+
+    def _instruction(self) -> str:
+        instruction = self._bridge.instruction or ''
+        if not instruction.strip() and not self._settings.allow_empty_instruction:
+            topic = self._contract.instruction.topic
+            raise InstructionMissing(f'no instruction has been given on {topic}' if self._bridge.instruction is None
+                                     else f'the instruction on {topic} is empty')
+        return instruction
+
+    def _infer(self, job: Job) -> Outcome:
+        """Decode and act; runs in the worker's thread and never raises."""
+        started = time.time_ns()
+        actions, code, message = None, Code.OK, ''
+        try:
+            observation = make_observation(self._contract, job.aligned, job.instruction)
+            if self._settings.blank_images:
+                blank = {name: np.zeros_like(image) for name, image in observation.images.items()}
+                observation = replace(observation, images=blank)
+            actions = self._engine.act(observation)
+        except (ObservationError, ActionNotFinite) as error:
+            code, message = error.code, str(error)
+        except Exception as error:
+            code, message = Code.INFERENCE_FAILED, f'{type(error).__name__}: {error}'
+            self.get_logger().error(f'inference failed\n{traceback.format_exc()}', throttle_duration_sec=5.0)
+        return Outcome(job, actions, code, message, started, time.time_ns())
+
+    def _on_outcome(self) -> None:
+        for outcome in self._worker.take():
+            current = outcome.job.epoch == self._epoch and self.active
+            if current and outcome.job.instruction == (self._bridge.instruction or ''):
+                self._report(outcome.code, outcome.message)
+                if outcome.actions is not None:
+                    self._publish_chunk(outcome)
+        self._consider()
+
+    def _publish_chunk(self, outcome: Outcome) -> None:
+        self._chunk_id += 1
+        self._published += 1
+        job, took = outcome.job, outcome.ended - outcome.started
+        self._planned = (job.aligned.stamp, job.instruction)
+        self._generation_ms = took * 1e-6
+        chunk = ActionChunk(job.aligned.stamp, self._contract.rates.policy_dt_ns, outcome.actions, self._chunk_id,
+                            job.instruction, took)
+        self._chunks.publish(codecs.chunk_to_message(chunk, self._contract))
+        self._trace.write((chunk.id, chunk.stamp, job.image_published, job.complete, outcome.started, outcome.ended,
+                           time.time_ns(), f'{self._generation_ms:.3f}'))
+
+    def _report(self, code: Code, message: str) -> None:
+        changed = code != self._code
+        self._code, self._message = code, message
+        if changed:
+            log = self.get_logger()
+            log.info('acting') if code == Code.OK else log.warning(f'not acting: {message}')
+            self._publish_status()
+
+    def _on_status_timer(self) -> None:
+        try:
+            self._instruction()
+            self._bridge.select()
+        except ObservationError as error:
+            self._report(error.code, str(error))
+        self._bridge.log_changes()
+        self._publish_status()
+
+    def _publish_status(self) -> None:
+        ages, rates = self._bridge.ages(), self._bridge.rates()
+        state = PolicyStatus.RUNNING if self._code == Code.OK else PolicyStatus.WAITING
+        status = PolicyStatus(
+            state=state if self.active else PolicyStatus.INACTIVE, code=self._code, message=self._loud_message(),
+            checkpoint=self._settings.checkpoint, instruction=self._bridge.instruction or '', chunks=self._published,
+            generation_ms=self._generation_ms, streams=list(ages), stream_age=list(ages.values()),
+            stream_rate=[rates[name] for name in ages])
+        status.header.stamp = self.get_clock().now().to_msg()
+        self._status.publish(status)
+
+    def _loud_message(self) -> str:
+        return f'IMAGES ARE BLANKED. {self._message}'.strip() if self._settings.blank_images else self._message
+
+    def _publish_diagnostics(self) -> None:
+        self._trace.flush()
+        ages, rates = self._bridge.ages(), self._bridge.rates()
+        healthy = self._code == Code.OK and not self._settings.blank_images
+        self._diagnostics.publish(healthy, self._code, self._loud_message(), {
+            'checkpoint': self._settings.checkpoint, 'instruction': self._bridge.instruction or '',
+            'chunks': self._published, 'generation': f'{self._generation_ms:.1f} ms',
+            **{f'{name}: age, rate': f'{age:.3f} s, {rates[name]:.1f} Hz' for name, age in ages.items()}})
+
+
+def load_engine(parameters: Parameters, contract: RobotContract) -> ActingEngine:
+    """Load the checkpoint that the parameters name. Raise `CheckpointError` if it is not made for the contract."""
+    import torch
+
+    from flow_vla_core.engine import Engine
+    from flow_vla_core.training.checkpoint import load_checkpoint
+    if not parameters.checkpoint:
+        raise ConfigError('checkpoint: give the folder of a policy')
+    if parameters.threads:
+        torch.set_num_threads(parameters.threads)
+    engine = Engine(load_checkpoint(parameters.checkpoint, contract), device=parameters.device,
+                    steps=parameters.steps or None, seed=parameters.seed,
+                    allow_empty=parameters.allow_empty_instruction)
+    engine.warm_up()
+    return engine
+
+
+def main() -> None:
+    """Run the node."""
+    run(PolicyNode)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,119 @@
+"""The demo: what it leaves, that it fits into its time, and that it leaves no process, however it ends."""
+
+import json
+import os
+from pathlib import Path
+import signal
+import subprocess
+import sys
+import time
+
+import av
+from flow_vla_core.simulation.metaworld import MAX_STEPS, TASKS
+from flow_vla_ros.demo import DEMO_TASKS, EPISODES, LEAST_STEPS, RESERVE_SECONDS, SECONDS, step_limit
+import numpy as np
+from PIL import Image
+import psutil
+import pytest
+
+HERE = Path(__file__).parent
+
+
+def test_six_tasks_with_the_pair_among_them():
+    assert len(DEMO_TASKS) == 6 and set(DEMO_TASKS) <= set(TASKS)
+    assert {'faucet-open', 'faucet-close'} <= set(DEMO_TASKS)
+
+
+@pytest.mark.parametrize('overhead', [0.5, 3.0])
+def test_eighteen_failures_fit_into_the_time(overhead):
+    elapsed, limits = 20.0, []
+    for episode in range(len(DEMO_TASKS) * EPISODES, 0, -1):
+        limits.append(step_limit(SECONDS - elapsed, episode, 0.05))
+        elapsed += limits[-1] * 0.05 + overhead
+    assert elapsed <= SECONDS + 1
+    assert limits[0] == MAX_STEPS and min(limits) >= LEAST_STEPS
+
+
+def test_quick_successes_leave_every_episode_its_full_time():
+    left = SECONDS - 20
+    for episode in range(18, 0, -1):
+        assert step_limit(left, episode, 0.05) == MAX_STEPS
+        left -= 4 + 1
+    assert RESERVE_SECONDS >= LEAST_STEPS * 0.05
+
+
+def start(out, environment, tasks='drawer-close,faucet-close'):
+    path = os.pathsep.join(filter(None, [str(HERE), environment.get('PYTHONPATH')]))
+    return subprocess.Popen([sys.executable, str(HERE / 'expert_demo.py'), str(out), tasks], text=True,
+                            env={**environment, 'PYTHONPATH': path, 'COLUMNS': '200'}, stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT)
+
+
+def nodes_of(process):
+    """Return every process that descends from the demo."""
+    try:
+        return psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def wait_until(predicate, seconds=90.0):
+    end = time.monotonic() + seconds
+    while not (value := predicate()):
+        assert time.monotonic() < end, f'not true within {seconds} s'
+        time.sleep(0.05)
+    return value
+
+
+@pytest.mark.ros
+def test_the_demo_leaves_report_video_and_plots(ros_environment, tmp_path):
+    out = tmp_path / 'demo'
+    process = start(out, ros_environment)
+    nodes = wait_until(lambda: len(nodes_of(process)) >= 3 and nodes_of(process))
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    assert not any(node.is_running() and node.status() != 'zombie' for node in nodes)
+    report = json.loads((out / 'report.json').read_text())
+    assert {task: (r['episodes'], r['successes']) for task, r in report['tasks'].items()} == {
+        'drawer-close': (1, 1), 'faucet-close': (1, 1)}
+    assert report['tasks']['faucet-close']['instruction'] == TASKS['faucet-close']
+    for key in ('late_tick_fraction', 'control_hz', 'seconds'):
+        assert report[key] is not None
+    assert report['chunk_ms']['p99'] == 1.5 and report['camera_to_command_ms']['p50'] > 0
+    for name in ('report.json', 'motion.png', 'latency.png', 'demo.mp4', 'demo.gif'):
+        assert f'written: {out / name}' in output.replace('\n', '')
+    assert sorted(path.name for path in out.iterdir() if path.is_file()) == [
+        'contract.yaml', 'demo.gif', 'demo.mp4', 'latency.png', 'motion.png', 'report.json']
+    check_video(out, report)
+
+
+def check_video(out, report):
+    steps = sum(episode['steps'] for episode in report['episodes'])
+    with av.open(str(out / 'demo.mp4')) as container:
+        frames = [frame.to_ndarray(format='rgb24') for frame in container.decode(video=0)]
+    assert frames[0].shape == (2 * 168 + 40, 4 * 168, 3)
+    assert 0.8 * steps < len(frames) <= steps + 40
+    assert frames[0][:336, :336].std() > 10 and frames[0][:336, 336:].std() > 10
+    green = [((frame[336:, 400:, 1].astype(int) - frame[336:, 400:, 0]) > 60).sum() for frame in frames]
+    assert green[0] == 0 and green[-1] > 50, 'success is written on the last frame only'
+    with Image.open(out / 'demo.gif') as gif:
+        assert gif.n_frames > 5
+    assert (out / 'demo.gif').stat().st_size <= 3_000_000
+    with Image.open(out / 'motion.png') as motion:
+        assert np.asarray(motion.convert('L')).std() > 5
+
+
+@pytest.mark.ros
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize('moment', ['starting', 'moving'])
+def test_an_interrupted_demo_leaves_no_process(ros_environment, tmp_path, number, moment):
+    out = tmp_path / 'demo'
+    process = start(out, ros_environment)
+    nodes = wait_until(lambda: len(nodes_of(process)) >= 3 and nodes_of(process))
+    if moment == 'moving':
+        wait_until(lambda: '1/2' in process.stdout.readline())
+    process.send_signal(number)
+    assert process.wait(timeout=60) != 0
+    process.stdout.close()
+    wait_until(lambda: not any(node.is_running() and node.status() != psutil.STATUS_ZOMBIE for node in nodes), 10.0)
+    assert not list(out.glob('*.raw')) and not (out / 'report.json').exists()
