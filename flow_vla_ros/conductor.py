@@ -14,6 +14,7 @@ from flow_vla_core.contract import RobotContract
 from flow_vla_core.errors import Code, FlowVLAError
 from flow_vla_core.evaluation.direct import Episode
 from flow_vla_core.evaluation.report import EpisodeResult
+from flow_vla_core.evaluation.traces import SIM_COLUMNS
 from lifecycle_msgs.msg import State, Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 import rclpy
@@ -23,6 +24,7 @@ from std_msgs.msg import String
 
 from flow_vla_ros import qos
 from flow_vla_ros.bringup import ManagedProcesses
+from flow_vla_ros.trace import Trace
 
 __all__ = ['Conductor']
 
@@ -42,12 +44,14 @@ class Conductor:
         contract: names the instruction topic.
         processes: of the nodes; an episode ends with an error as soon as one of them has ended.
         logs: folder of their output, quoted in errors.
+        trace: CSV file for the wall time at which the simulation reached each stamp; None writes none.
         attach: functions that add subscriptions of their own to the node that is listening.
     """
 
     def __init__(self, contract: RobotContract, processes: ManagedProcesses, logs: Path | None = None,
-                 attach: Sequence[Callable[[Node], None]] = ()) -> None:
+                 trace: Path | None = None, attach: Sequence[Callable[[Node], None]] = ()) -> None:
         self._processes, self._logs = processes, logs
+        self._trace = Trace(trace or '', SIM_COLUMNS)
         self._context = rclpy.Context()
         rclpy.init(context=self._context, domain_id=int(os.environ.get('ROS_DOMAIN_ID', 0)))
         self.node = rclpy.create_node('conductor', context=self._context)
@@ -81,6 +85,7 @@ class Conductor:
         self._thread.join()
         self._executor.shutdown()
         self.node.destroy_node()
+        self._trace.close()
 
     def stop_when(self, stopped: Callable[[], bool]) -> None:
         """Raise `KeyboardInterrupt` out of whatever is waited for as soon as the function is true."""
@@ -89,8 +94,8 @@ class Conductor:
     def wait_until_ready(self, seconds: float = READY_SECONDS) -> None:
         """Wait until policy and executor are active and the simulation publishes."""
         for name in DRIVERS:
-            self._wait(lambda name=name: self._is_active(name), seconds, f'{name} to become active')
-        self._wait(lambda: self._state is not None, seconds, 'the first state of the simulation')
+            self.wait(lambda name=name: self._is_active(name), seconds, f'{name} to become active')
+        self.wait(lambda: self._state is not None, seconds, 'the first state of the simulation')
 
     def run(self, episode: Episode, limit: int) -> EpisodeResult:
         """Run one episode until success or ``limit`` steps; raise `FlowVLAError` if it can't be run at all."""
@@ -100,7 +105,7 @@ class Conductor:
         start = _stamp(self._state)
         for name in DRIVERS:
             self._transition(name, Transition.TRANSITION_ACTIVATE, State.PRIMARY_STATE_ACTIVE)
-        self._wait(self._is_over, None, f'the end of {episode.task}')
+        self.wait(self._is_over, None, f'the end of {episode.task}')
         self.span = start, _stamp(self._final)
         self.rest()
         return EpisodeResult(episode.task, episode.instruction, episode.seed, self._final.success, self._final.steps,
@@ -111,43 +116,15 @@ class Conductor:
         for name in reversed(DRIVERS):
             self._transition(name, Transition.TRANSITION_DEACTIVATE, State.PRIMARY_STATE_INACTIVE)
 
-    def _prepare(self, episode: Episode) -> None:
-        """Say the words and change the scene."""
-        resets = self._resets
-        self._instructions.publish(String(data=episode.instruction))
-        answer = self._call(self._reset, ResetSimulation.Request(task=episode.task, seed=episode.seed))
-        if not answer.success:
-            raise FlowVLAError(f'sim/reset: {answer.message}')
-        # A step after the reset, every stream has shown the new scene.
-        self._wait(lambda: self._resets > resets and self._state.steps > 0, SERVICE_SECONDS, f'the scene of {episode.task}')
-        self._status = None
-
-    def _is_over(self) -> bool:
-        status = self._status
-        if status is not None and status.code == Code.INSTRUCTION_UNKNOWN:
-            raise FlowVLAError(f'the policy refuses: {status.message}')
-        return self._final is not None
-
-    def _is_active(self, name: str) -> bool:
-        if not self._get[name].service_is_ready():
-            return False
-        return self._call(self._get[name], GetState.Request()).current_state.id == State.PRIMARY_STATE_ACTIVE
-
-    def _transition(self, name: str, transition: int, goal: int) -> None:
-        if self._call(self._get[name], GetState.Request()).current_state.id == goal:
-            return
-        request = ChangeState.Request(transition=Transition(id=transition))
-        if not self._call(self._change[name], request).success:
-            raise FlowVLAError(f'{name} refused a change of its lifecycle state{self._quote(name)}')
-
-    def _call(self, client: object, request: object) -> object:
-        self._wait(client.service_is_ready, SERVICE_SECONDS, f'the service {client.srv_name}')
+    def call(self, client: object, request: object) -> object:
+        """Call a service and return its answer."""
+        self.wait(client.service_is_ready, SERVICE_SECONDS, f'the service {client.srv_name}')
         future = client.call_async(request)
         future.add_done_callback(lambda _: self._notify())
-        self._wait(future.done, SERVICE_SECONDS, f'an answer of {client.srv_name}')
+        self.wait(future.done, SERVICE_SECONDS, f'an answer of {client.srv_name}')
         return future.result()
 
-    def _wait(self, predicate: Callable[[], bool], seconds: float | None, what: str) -> None:
+    def wait(self, predicate: Callable[[], bool], seconds: float | None, what: str) -> None:
         """Wait for a predicate; without a limit of its own, as long as the simulation goes on."""
         deadline = time.monotonic() + (seconds or STALL_SECONDS)
         seen = self._state
@@ -159,6 +136,35 @@ class Conductor:
                 raise FlowVLAError(f'waited {seconds or STALL_SECONDS:.0f} s in vain for {what}')
             with self._changed:
                 self._changed.wait(0.05)
+
+    def _prepare(self, episode: Episode) -> None:
+        """Say the words and change the scene."""
+        resets = self._resets
+        self._instructions.publish(String(data=episode.instruction))
+        answer = self.call(self._reset, ResetSimulation.Request(task=episode.task, seed=episode.seed))
+        if not answer.success:
+            raise FlowVLAError(f'sim/reset: {answer.message}')
+        # A step after the reset, every stream has shown the new scene.
+        self.wait(lambda: self._resets > resets and self._state.steps > 0, SERVICE_SECONDS, f'the scene of {episode.task}')
+        self._status = None
+
+    def _is_over(self) -> bool:
+        status = self._status
+        if status is not None and status.code == Code.INSTRUCTION_UNKNOWN:
+            raise FlowVLAError(f'the policy refuses: {status.message}')
+        return self._final is not None
+
+    def _is_active(self, name: str) -> bool:
+        if not self._get[name].service_is_ready():
+            return False
+        return self.call(self._get[name], GetState.Request()).current_state.id == State.PRIMARY_STATE_ACTIVE
+
+    def _transition(self, name: str, transition: int, goal: int) -> None:
+        if self.call(self._get[name], GetState.Request()).current_state.id == goal:
+            return
+        request = ChangeState.Request(transition=Transition(id=transition))
+        if not self.call(self._change[name], request).success:
+            raise FlowVLAError(f'{name} refused a change of its lifecycle state{self._quote(name)}')
 
     def _check(self) -> None:
         if self._stopped():
@@ -172,7 +178,8 @@ class Conductor:
         path = None if self._logs is None else self._logs / f'{name}.log'
         return f'; {path}:\n' + '\n'.join(_last_lines(path)) if path is not None and path.is_file() else ''
 
-    def _on_state(self, state: SimulationState) -> None:
+    def _on_state(self, state: SimulationState, info: dict) -> None:
+        self._trace.write((_stamp(state), info['source_timestamp']))
         if self._state is not None and state.steps <= self._state.steps:
             self._resets += 1
         self._state = state

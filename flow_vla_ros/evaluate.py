@@ -57,32 +57,24 @@ class Graph:
 
     def times(self) -> Times:
         """Read what the nodes measured."""
-        return read_times(self.trace('policy'), self.trace('executor'), 1 / self.plan.contract.rates.control_hz)
+        return read_times(*map(self.trace, ('policy', 'executor', 'sim')), 1 / self.plan.contract.rates.control_hz)
 
     def specs(self) -> list[NodeSpec]:
         """Describe the nodes; clears the traces of an earlier run."""
         for node in ('policy', 'executor'):
             self.trace(node).parent.mkdir(parents=True, exist_ok=True)
             self.trace(node).unlink(missing_ok=True)
-        plan, contract = self.plan, self._write_contract('contract', self.plan.contract)
-        seen = contract
-        if plan.settings.blank_images:
-            from flow_vla_ros.blank import blank_contract
-            seen = self._write_contract('blank_contract', blank_contract(plan.contract))
+        plan, contract = self.plan, str(self.out / 'contract.yaml')
+        plan.contract.dump(contract)
         policy = {'checkpoint': plan.checkpoint, 'device': self.device, 'trace_file': str(self.trace('policy')),
-                  'allow_empty': plan.instruction == ''}
-        if plan.steps is not None:
-            policy['steps'] = plan.steps
+                  'steps': plan.steps or 0, 'replan_steps': plan.settings.replan_steps,
+                  'blank_images': plan.settings.blank_images, 'allow_empty_instruction': plan.instruction == '',
+                  'seed': plan.seed}
         return [
             node_spec('sim', contract=contract, parameters={'autostart': True, 'task': plan.tasks[0], 'seed': plan.seed}),
-            node_spec('policy', contract=seen, use_sim_time=True, parameters={'autostart': True, **policy}),
+            node_spec('policy', contract=contract, use_sim_time=True, parameters={'autostart': True, **policy}),
             node_spec('executor', contract=contract, use_sim_time=True,
                       parameters={'autostart': True, 'trace_file': str(self.trace('executor'))})]
-
-    def _write_contract(self, name: str, contract: RobotContract) -> str:
-        path = self.out / f'{name}.yaml'
-        contract.dump(path)
-        return str(path)
 
 
 def evaluate(
@@ -98,7 +90,7 @@ def evaluate(
     pair: Annotated[bool, typer.Option('--pair', help="own, other's and empty words in a scene that two tasks share; "
                                        'without ROS')] = False,
     steps: Annotated[int | None, typer.Option(min=1, help="solver steps; by default the policy's own")] = None,
-    replan_steps: Annotated[int, typer.Option(min=1, help='control steps between two inferences')] = 2,
+    replan_steps: Annotated[int, typer.Option(min=1, help='control steps between two inferences')] = 5,
     latency_steps: Annotated[int, typer.Option(min=0, help='--direct: steps after which a plan arrives')] = 1,
     max_steps: Annotated[int, typer.Option(min=1, help='after which an episode is given up')] = MAX_STEPS,
     workers: Annotated[int, typer.Option(min=1, help='--direct: processes')] = 1,
@@ -146,13 +138,11 @@ def running_graph(graph: Graph, *attach: Callable[[Node], None]) -> Iterator[Con
     from flow_vla_ros.conductor import Conductor
     graph.out.mkdir(parents=True, exist_ok=True)
     contract = graph.plan.contract
-    if graph.plan.settings.blank_images:
-        from flow_vla_ros.blank import BlankImages
-        attach = (*attach, lambda node: BlankImages(node, contract))
     with ManagedProcesses(logs=graph.logs) as processes:
         for spec in graph.specs():
             processes.start(spec)
-        with _remembered_signals() as signals, Conductor(contract, processes, graph.logs, attach) as conductor:
+        with _remembered_signals() as signals, Conductor(
+                contract, processes, graph.logs, graph.trace('sim'), attach) as conductor:
             conductor.stop_when(lambda: bool(signals))
             conductor.wait_until_ready()
             yield conductor
@@ -188,7 +178,7 @@ def make_report(graph: Graph, results: list[EpisodeResult], seconds: float) -> R
                   max_steps=plan.settings.max_steps, instruction=plan.instruction,
                   blank_images=plan.settings.blank_images, tasks=summarise(results),
                   timing=graph.times().timing, seconds=seconds, episodes=results,
-                  settings={'steps': plan.steps, 'device': graph.device})
+                  settings={'steps': plan.steps, 'device': graph.device, 'replan_steps': plan.settings.replan_steps})
 
 
 def checkpoint_folder(given: Path | None) -> Path:

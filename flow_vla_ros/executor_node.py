@@ -78,13 +78,13 @@ class ExecutorNode(FlowLifecycleNode):
         self.create_service(Trigger, '~/reset_estop', self._on_reset_estop)
         self._status_period = 1 / parameters.status_hz
         self._forget()
+        # What exists by now stays: the collector never walks it during a tick.
+        gc.collect()
+        gc.freeze()
 
     def on_start(self) -> None:
         """Begin to publish commands."""
         self._forget()
-        # What exists by now stays: the collector never walks it during a tick.
-        gc.collect()
-        gc.freeze()
         self._timers_of_activity = [
             self.create_timer(self._period, self._tick),
             self.create_timer(self._status_period, self._publish_status, clock=wall_clock()),

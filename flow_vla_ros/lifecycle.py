@@ -33,8 +33,8 @@ class FlowLifecycleNode(LifecycleNode):
     A subclass lists its `PARAMETERS` and fills the hooks `on_setup` (which gets the parameters), `on_start`, `on_stop`
     and `on_teardown`. A `FlowVLAError` in a hook is logged as one line and refuses the transition; any other exception
     is logged with its traceback and leads through error processing to unconfigured. Publishers, subscriptions,
-    services, clients, guard conditions and timers made since `on_setup` began are removed with the teardown, so that a setup which
-    failed half-way leaves nothing behind; `on_teardown` itself runs only after a setup that was completed.
+    services, clients, guard conditions and timers made since `on_setup` began are removed with the teardown, so that a
+    setup which failed half-way leaves nothing behind; `on_teardown` itself runs only after a setup that was completed.
 
     Args:
         name: of the node; by default the class's in snake case without ``_node``.

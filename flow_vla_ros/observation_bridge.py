@@ -55,7 +55,8 @@ class ObservationBridge:
         if self._now < before:
             self._jumped = True
             self._synchroniser.clear()
-            self._node.get_logger().warning(f'ROS time went back by {(before - self._now) * 1e-9:.3f} s: buffers dropped')
+            self._node.get_logger().warning(
+                f'ROS time went back by {(before - self._now) * 1e-9:.3f} s: buffers dropped')
             self._on_jump()
         return self._now
 
@@ -114,7 +115,8 @@ class ObservationBridge:
     def _receive(self, name: str, message: Any, info: dict[str, Any]) -> None:
         stamp = stamp_of(message)
         if stamp > self.now() + AHEAD:
-            self._node.get_logger().warning(f'{name}: dropped a sample stamped {(stamp - self._now) * 1e-9:.3f} s ahead',
+            ahead = (stamp - self._now) * 1e-9
+            self._node.get_logger().warning(f'{name}: dropped a sample stamped {ahead:.3f} s ahead of the clock',
                                             throttle_duration_sec=1.0)
             return
         self._synchroniser.push(name, stamp, message)

@@ -3,79 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 import gc
+from pathlib import Path
 import time
-import traceback
-from typing import Any, Protocol
-
-import numpy as np
+from typing import Any
 
 from flow_vla.msg import ActionChunk as ChunkMessage
 from flow_vla.msg import PolicyStatus
-from flow_vla_core.align import Aligned
 from flow_vla_core.contract import RobotContract, find_contract
-from flow_vla_core.errors import ActionNotFinite, Code, ConfigError, InstructionMissing, ObservationError
-from flow_vla_core.messages import make_observation
-from flow_vla_core.types import ActionChunk, Observation
+from flow_vla_core.errors import Code, ConfigError, InstructionMissing, ObservationError
+from flow_vla_core.types import ActionChunk
 from flow_vla_ros import codecs, qos
 from flow_vla_ros.diagnostics import DiagnosticsOutbox, wall_clock
+from flow_vla_ros.inference import ActingEngine, Inference, Job, Outcome, Worker
 from flow_vla_ros.lifecycle import FlowLifecycleNode, Parameter, Parameters, run
 from flow_vla_ros.observation_bridge import ObservationBridge
 from flow_vla_ros.trace import Trace
-from flow_vla_ros.worker import Worker
 
 __all__ = ['PolicyNode', 'load_engine', 'main']
 
 TRACE_COLUMNS = ('chunk_id', 'observation_stamp', 'image_published', 'observation_complete', 'inference_started',
                  'inference_ended', 'published', 'generation_ms')
-
-
-class ActingEngine(Protocol):
-    """Is what the node needs of an engine."""
-
-    def act(self, observation: Observation) -> np.ndarray:
-        """Return a chunk of actions (H, A)."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """Holds what one inference starts from.
-
-    Args:
-        aligned: messages of one reference time.
-        instruction: words in force.
-        epoch: a result of an earlier epoch is dropped.
-        image_published: wall time at which the newest image was published, ns.
-        complete: wall time at which the last sample was published, ns.
-    """
-
-    aligned: Aligned
-    instruction: str
-    epoch: int
-    image_published: int
-    complete: int
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """Holds how an inference ended.
-
-    Args:
-        job: what it was for.
-        actions: (H, A), None if it failed.
-        code: why it failed, or ``OK``.
-        message: the same in words.
-        started: wall time, ns.
-        ended: wall time, ns.
-    """
-
-    job: Job
-    actions: np.ndarray | None
-    code: Code
-    message: str
-    started: int
-    ended: int
 
 
 class PolicyNode(FlowLifecycleNode):
@@ -117,7 +65,7 @@ class PolicyNode(FlowLifecycleNode):
         """Load contract and checkpoint and open the topics."""
         self._settings = parameters
         self._contract = RobotContract.load(find_contract(parameters.contract))
-        self._engine = self._engine_factory(parameters, self._contract)
+        engine = self._engine_factory(parameters, self._contract)
         self._replan = parameters.replan_steps * self._contract.rates.policy_dt_ns
         self._trace = Trace(parameters.trace_file, TRACE_COLUMNS)
         self._diagnostics = DiagnosticsOutbox(self, self._contract.label)
@@ -126,7 +74,7 @@ class PolicyNode(FlowLifecycleNode):
         self._forget()
         self._wake = self.create_guard_condition(self._on_outcome)
         self._bridge = ObservationBridge(self, self._contract, self._consider, self._on_jump)
-        self._worker = Worker(self._infer, self._wake.trigger)
+        self._worker = Worker(Inference(self, self._contract, engine, parameters.blank_images), self._wake.trigger)
         if parameters.blank_images:
             self.get_logger().warning('blank_images is set: the policy sees black images')
         # What exists by now stays: the collector never walks it during an inference.
@@ -152,7 +100,7 @@ class PolicyNode(FlowLifecycleNode):
         """End the worker and close the trace."""
         self._worker.close()
         self._trace.close()
-        self._engine = None
+        del self._worker
 
     def _forget(self) -> None:
         self._epoch += 1
@@ -196,30 +144,13 @@ class PolicyNode(FlowLifecycleNode):
                                      else f'the instruction on {topic} is empty')
         return instruction
 
-    def _infer(self, job: Job) -> Outcome:
-        """Decode and act; runs in the worker's thread and never raises."""
-        started = time.time_ns()
-        actions, code, message = None, Code.OK, ''
-        try:
-            observation = make_observation(self._contract, job.aligned, job.instruction)
-            if self._settings.blank_images:
-                blank = {name: np.zeros_like(image) for name, image in observation.images.items()}
-                observation = replace(observation, images=blank)
-            actions = self._engine.act(observation)
-        except (ObservationError, ActionNotFinite) as error:
-            code, message = error.code, str(error)
-        except Exception as error:
-            code, message = Code.INFERENCE_FAILED, f'{type(error).__name__}: {error}'
-            self.get_logger().error(f'inference failed\n{traceback.format_exc()}', throttle_duration_sec=5.0)
-        return Outcome(job, actions, code, message, started, time.time_ns())
-
     def _on_outcome(self) -> None:
         for outcome in self._worker.take():
             current = outcome.job.epoch == self._epoch and self.active
             if current and outcome.job.instruction == (self._bridge.instruction or ''):
-                self._report(outcome.code, outcome.message)
                 if outcome.actions is not None:
                     self._publish_chunk(outcome)
+                self._report(outcome.code, outcome.message)
         self._consider()
 
     def _publish_chunk(self, outcome: Outcome) -> None:
@@ -277,15 +208,15 @@ class PolicyNode(FlowLifecycleNode):
 
 def load_engine(parameters: Parameters, contract: RobotContract) -> ActingEngine:
     """Load the checkpoint that the parameters name. Raise `CheckpointError` if it is not made for the contract."""
+    if not parameters.checkpoint:
+        raise ConfigError('checkpoint: give the folder of a policy')
     import torch
 
     from flow_vla_core.engine import Engine
     from flow_vla_core.training.checkpoint import load_checkpoint
-    if not parameters.checkpoint:
-        raise ConfigError('checkpoint: give the folder of a policy')
     if parameters.threads:
         torch.set_num_threads(parameters.threads)
-    engine = Engine(load_checkpoint(parameters.checkpoint, contract), device=parameters.device,
+    engine = Engine(load_checkpoint(Path(parameters.checkpoint), contract), device=parameters.device,
                     steps=parameters.steps or None, seed=parameters.seed,
                     allow_empty=parameters.allow_empty_instruction)
     engine.warm_up()

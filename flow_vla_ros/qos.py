@@ -5,8 +5,8 @@ from __future__ import annotations
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 
-__all__ = ['CHUNK', 'CLOCK', 'COMMAND', 'DIAGNOSTICS', 'LATCHED', 'LATCHED_STATE', 'RECORD', 'RELIABLE_SENSOR', 'SENSOR',
-           'STATE', 'STATUS', 'for_recording']
+__all__ = ['CHUNK', 'CLOCK', 'COMMAND', 'DIAGNOSTICS', 'LATCHED', 'LATCHED_STATE', 'RECORD', 'RELIABLE_SENSOR',
+           'SENSOR', 'STATE', 'STATUS', 'for_recording']
 
 
 def _profile(depth: int, *, reliable: bool = True, latched: bool = False) -> QoSProfile:

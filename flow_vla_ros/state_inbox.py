@@ -33,9 +33,12 @@ class StateInbox:
                                      lambda message, stream=stream: self._receive(stream, message), qos.SENSOR)
 
     def fresh(self, now: int) -> dict[str, np.ndarray]:
-        """Return the samples that are no older than the contract allows and not from after ``now``: name -> (n,)."""
+        """Return the samples whose stamps are no further from ``now`` than the contract's age: name -> (n,).
+
+        A stamp may be ahead too: with simulated time the clock comes in another message than the state.
+        """
         return {name: values for name, (stamp, values) in self._samples.items()
-                if -_slack(self._streams[name]) <= now - stamp <= self._streams[name].max_age * 1e9}
+                if abs(now - stamp) <= self._streams[name].max_age * 1e9}
 
     def newest(self) -> dict[str, np.ndarray]:
         """Return every stream's newest sample, however old: name -> (n,)."""
@@ -52,8 +55,3 @@ class StateInbox:
         except ObservationError as error:
             self._samples.pop(stream.name, None)
             self._node.get_logger().warning(f'{stream.topic}: {error}', throttle_duration_sec=1.0)
-
-
-def _slack(stream: StateStream) -> float:
-    """Return how far a stamp may be ahead of this node's clock, which another message brings, ns."""
-    return stream.max_skew * 1e9

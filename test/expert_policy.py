@@ -25,13 +25,17 @@ class ExpertPolicyNode(FlowLifecycleNode):
         Parameter('contract', 'metaworld', 'robot contract'),
         Parameter('checkpoint', '', 'not used'),
         Parameter('device', '', 'not used'),
-        Parameter('allow_empty', False, 'stay at rest for an empty instruction instead of refusing it'),
+        Parameter('steps', 0, 'not used'),
+        Parameter('seed', 0, 'not used'),
+        Parameter('replan_steps', 1, 'not used'),
+        Parameter('blank_images', False, 'not used'),
+        Parameter('allow_empty_instruction', False, 'stay at rest for an empty instruction instead of refusing it'),
         Parameter('trace_file', '', 'CSV file with one row for each chunk'),
     )
 
     def on_setup(self, parameters):
         self._contract = RobotContract.load(find_contract(parameters.contract))
-        self._allow_empty = parameters.allow_empty
+        self._allow_empty = parameters.allow_empty_instruction
         self._instruction, self._count = '', 0
         self._experts = {text: expert_of(task) for task, text in TASKS.items()}
         self._trace = Trace(parameters.trace_file, ['stamp', 'generation_ms'])

@@ -3,7 +3,7 @@
 import csv
 
 from flow_vla_core.errors import DataError
-from flow_vla_core.evaluation.traces import EXECUTOR_COLUMNS, read_times, read_trace
+from flow_vla_core.evaluation.traces import EXECUTOR_COLUMNS, SIM_COLUMNS, read_times, read_trace
 import numpy as np
 import pytest
 
@@ -26,6 +26,12 @@ def policy(tmp_path):
                  [[0, 10.0, 'go'], [STEP, 30.5, 'go']])
 
 
+@pytest.fixture
+def sim(tmp_path):
+    """The simulation reaches each stamp 3 ms before its tick."""
+    return write(tmp_path / 'sim.csv', SIM_COLUMNS, [[tick * STEP, WALL + tick * STEP - 3_000_000] for tick in range(10)])
+
+
 def executor(tmp_path, rows):
     """Write rows of (tick, extra wall time in ms, chunk, tick of its observation, late)."""
     return write(tmp_path / 'executor.csv', EXECUTOR_COLUMNS, [
@@ -33,37 +39,30 @@ def executor(tmp_path, rows):
         for tick, extra, chunk, observed, late in rows])
 
 
-def test_a_delay_runs_from_the_observation_to_the_first_command(tmp_path, policy):
+def test_a_delay_runs_from_the_stamp_to_the_first_command(tmp_path, policy, sim):
     path = executor(tmp_path, [(1, 0, 0, 0, 0), (2, 0, 0, 0, 0), (3, 4, 1, 2, 0), (4, 0, 1, 2, 0), (5, 0, 2, 3, 0)])
-    times = read_times(policy, path, PERIOD)
-    np.testing.assert_allclose(times.camera_to_command_ms, [54, 96], atol=1e-3)
+    times = read_times(policy, path, sim, PERIOD)
+    np.testing.assert_allclose(times.camera_to_command_ms, [57, 103], atol=1e-3)
     np.testing.assert_array_equal(times.chunk_starts, [3 * STEP, 5 * STEP])
     np.testing.assert_allclose(times.chunk_ms, [10, 30.5])
     assert times.timing.camera_to_command_ms.count == 2
 
 
-def test_stamps_between_ticks_are_interpolated(tmp_path, policy):
-    path = executor(tmp_path, [(1, 0, 0, 0, 0), (2, 0, 0, 0, 0), (3, 0, 1, 1.5, 0)])
-    text = path.read_text().replace(str(1.5 * STEP), str(round(1.5 * STEP)))
-    path.write_text(text)
-    np.testing.assert_allclose(read_times(policy, path, PERIOD).camera_to_command_ms, [75], atol=1e-3)
+def test_an_observation_that_nobody_saw_has_no_delay(tmp_path, policy, sim):
+    path = executor(tmp_path, [(5, 0, 1, 99, 0), (6, 0, 2, 5, 0)])
+    np.testing.assert_allclose(read_times(policy, path, sim, PERIOD).camera_to_command_ms, [53], atol=1e-3)
 
 
-def test_an_observation_from_before_the_first_tick_has_no_delay(tmp_path, policy):
-    path = executor(tmp_path, [(5, 0, 1, 4, 0), (6, 0, 2, 5, 0)])
-    np.testing.assert_allclose(read_times(policy, path, PERIOD).camera_to_command_ms, [50], atol=1e-3)
-
-
-def test_late_ticks_count_and_pauses_do_not(tmp_path, policy):
+def test_late_ticks_count_and_pauses_do_not(tmp_path, policy, sim):
     rows = [(0, 0, 0, 0, 0), (1, 0, 0, 0, 0), (2, 30, 0, 0, 1), (3, 0, 0, 0, 0), (100, 0, 0, 0, 0), (101, 0, 0, 0, 0)]
-    timing = read_times(policy, executor(tmp_path, rows), PERIOD).timing
+    timing = read_times(policy, executor(tmp_path, rows), sim, PERIOD).timing
     assert timing.ticks == 4
     assert timing.late_tick_fraction == pytest.approx(1 / 4)
     assert timing.control_hz == pytest.approx(20, abs=0.01)
 
 
-def test_a_run_without_ticks_has_no_rates(tmp_path, policy):
-    timing = read_times(policy, executor(tmp_path, []), PERIOD).timing
+def test_a_run_without_ticks_has_no_rates(tmp_path, policy, sim):
+    timing = read_times(policy, executor(tmp_path, []), sim, PERIOD).timing
     assert timing.late_tick_fraction is None and timing.control_hz is None and timing.camera_to_command_ms is None
 
 

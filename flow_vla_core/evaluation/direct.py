@@ -46,7 +46,7 @@ class DirectSettings:
         blank_images: give the policy black images.
     """
 
-    replan_steps: int = 2
+    replan_steps: int = 5
     latency_steps: int = 1
     max_steps: int = MAX_STEPS
     blank_images: bool = False

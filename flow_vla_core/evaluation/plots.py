@@ -50,8 +50,8 @@ def plot_motion(path: Path, motion: Motion) -> None:
         axis.step(motion.command_times, motion.commands[:, index], where='post', label='commanded', linewidth=1.4)
         axis.plot(times, velocities[:, index], label='measured', linewidth=1.4)
         axis.set_ylabel(f'{name}, m/s')
-    axes[0].set_title(motion.title, fontsize=10)
-    axes[0].legend(loc='upper right', fontsize=8, ncols=3)
+    axes[0].set_title(motion.title, fontsize=10, loc='left')
+    axes[0].legend(loc='lower right', bbox_to_anchor=(1, 1), fontsize=8, ncols=3, frameon=False)
     axes[-1].set_xlabel('time, s')
     _save(figure, path)
 

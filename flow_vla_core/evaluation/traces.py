@@ -12,20 +12,20 @@ import numpy as np
 from flow_vla_core.errors import DataError
 from flow_vla_core.evaluation.report import Percentiles, Timing
 
-__all__ = ['Times', 'read_times', 'read_trace']
+__all__ = ['EXECUTOR_COLUMNS', 'SIM_COLUMNS', 'Times', 'read_times', 'read_trace']
 
 LATE = 1.5  # periods
 EXECUTOR_COLUMNS = ('stamp', 'wall_time', 'chunk_id', 'observation_stamp', 'late')
 POLICY_COLUMNS = ('generation_ms',)
+SIM_COLUMNS = ('stamp', 'wall_time')
 
 
 @dataclass(frozen=True)
 class Times:
     """Holds what was measured of time.
 
-    The delay from camera to command is wall time from the control tick at the observation's stamp (with simulated
-    time a tick is caused by the clock message that goes out just before the images are rendered) to the first tick
-    that follows a plan made from it.
+    The delay from camera to command is wall time from the observation's stamp (the moment at which the simulation
+    reached it, before the images were rendered) to the first command of a plan made from it.
 
     Args:
         chunk_ms: (C,) from observation to actions.
@@ -57,12 +57,13 @@ class Times:
                       control_hz=round(float(1e3 / np.mean(self.interval_ms)), 3) if ticks else None, ticks=ticks)
 
 
-def read_times(policy: Path, executor: Path, period: float) -> Times:
+def read_times(policy: Path, executor: Path, sim: Path, period: float) -> Times:
     """Read the traces of a run.
 
     Args:
         policy: CSV of the policy node.
         executor: CSV of the executor node.
+        sim: CSV with the wall time at which the simulation reached each stamp.
         period: of control, s.
 
     Raises:
@@ -74,9 +75,13 @@ def read_times(policy: Path, executor: Path, period: float) -> Times:
     # The executor counts no tick as late that is the first one after a pause.
     running = ~((intervals > LATE * period * 1e3) & ~late[1:])
     changes = _changes(ticks['chunk_id'].astype(np.int64))
+    reached = read_trace(sim, SIM_COLUMNS)
+    wall_of = dict(zip(reached['stamp'].tolist(), reached['wall_time'].tolist()))
+    delays = [walls[row] - wall_of[observed] for row, observed in
+              zip(changes, ticks['observation_stamp'].astype(np.int64)[changes].tolist()) if observed in wall_of]
     return Times(chunk_ms=read_trace(policy, POLICY_COLUMNS)['generation_ms'].astype(float),
-                 camera_to_command_ms=_delays(stamps, walls, ticks['observation_stamp'].astype(np.int64), changes, period),
-                 interval_ms=intervals[running], late=late[1:][running], chunk_starts=stamps[changes])
+                 camera_to_command_ms=np.array(delays, float) * 1e-6, interval_ms=intervals[running],
+                 late=late[1:][running], chunk_starts=stamps[changes])
 
 
 def read_trace(path: Path, columns: Iterable[str]) -> dict[str, np.ndarray]:
@@ -107,21 +112,3 @@ def _changes(chunk_ids: np.ndarray) -> np.ndarray:
     """Return the rows (F,) at which another plan began to be followed; 0 means none."""
     before = np.concatenate([[0], chunk_ids[:-1]])
     return np.flatnonzero((chunk_ids != before) & (chunk_ids != 0))
-
-
-def _delays(stamps: np.ndarray, walls: np.ndarray, observed: np.ndarray, changes: np.ndarray,
-            period: float) -> np.ndarray:
-    """Measure wall time from each observation's stamp to the row that first answers it, ms.
-
-    Wall times of stamps are interpolated between ticks; an observation from before the first tick is left out.
-    """
-    delays = []
-    for row in changes:
-        after = min(int(np.searchsorted(stamps[:row + 1], observed[row])), row)
-        before = after if stamps[after] == observed[row] else after - 1
-        if before < 0 or stamps[after] - stamps[before] > LATE * period * 1e9:
-            continue
-        wall = np.interp(observed[row] - stamps[before], [0, max(1, stamps[after] - stamps[before])],
-                         [0, walls[after] - walls[before]])
-        delays.append((walls[row] - walls[before] - wall) * 1e-6)
-    return np.array(delays)

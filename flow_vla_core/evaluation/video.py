@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
+import math
 from pathlib import Path
 
 import numpy as np
@@ -72,8 +73,8 @@ class VideoWriter:
         self._container.mux(self._stream.encode(av.VideoFrame.from_ndarray(frame, 'rgb24')))
 
 
-def write_gif(path: Path, frames: Iterable[np.ndarray], seconds_per_frame: float, max_bytes: int) -> int:
-    """Write an endless GIF, leaving out every other frame until it is small enough; return how many frames it has.
+def write_gif(path: Path, frames: Sequence[np.ndarray], seconds_per_frame: float, max_bytes: int) -> int:
+    """Write an endless GIF, with as few frames left out as makes it small enough; return how many it has.
 
     Args:
         path: ends in ``.gif``.
@@ -82,9 +83,13 @@ def write_gif(path: Path, frames: Iterable[np.ndarray], seconds_per_frame: float
         max_bytes: allowed size of the file.
     """
     kept = [Image.fromarray(frame).quantize(64, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE) for frame in frames]
+    stride = 1
     while kept:
-        kept[0].save(path, save_all=True, append_images=kept[1:], duration=round(seconds_per_frame * 1000), loop=0)
-        if path.stat().st_size <= max_bytes or len(kept) == 1:
-            break
-        kept, seconds_per_frame = kept[::2], seconds_per_frame * 2
-    return len(kept)
+        images = kept[::stride]
+        duration = round(seconds_per_frame * stride * 1000)
+        images[0].save(path, save_all=True, append_images=images[1:], duration=duration, loop=0)
+        size = path.stat().st_size
+        if size <= max_bytes or len(images) == 1:
+            return len(images)
+        stride = max(stride + 1, math.floor(stride * size / max_bytes))
+    return 0

@@ -1,0 +1,48 @@
+"""Everything that was observed, in one condition."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from flow_vla_core.types import Condition
+
+__all__ = ['Fusion', 'StateEncoder']
+
+
+class StateEncoder(nn.Module):
+    """Encodes the normalised state of all T observations with a small MLP.
+
+    Args:
+        state_dim: S.
+        history: T.
+        width: of the result D.
+    """
+
+    def __init__(self, state_dim: int, history: int, width: int = 64) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(state_dim * history, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, state: Tensor) -> Tensor:
+        """(B, T, S) -> (B, D)."""
+        return self.layers(state.flatten(1))
+
+
+class Fusion(nn.Module):
+    """Joins the encoded parts of an observation into one vector.
+
+    Args:
+        widths: name of each part -> its size, in order.
+        width: of the condition D.
+    """
+
+    def __init__(self, widths: Mapping[str, int], width: int = 256) -> None:
+        super().__init__()
+        self.names = tuple(widths)
+        self.join = nn.Sequential(nn.Linear(sum(widths.values()), width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, parts: Mapping[str, Tensor]) -> Condition:
+        """(B, size) for each part -> a condition of width D."""
+        return Condition(self.join(torch.cat([parts[name] for name in self.names], 1)))

@@ -1,0 +1,44 @@
+"""A small correction of another generator's chunks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from flow_vla_core.generators.base import Generator, masked_mean
+from flow_vla_core.types import Condition
+
+__all__ = ['Refined']
+
+
+class Refined(Generator):
+    """Adds to the chunks of a generator what it was, on average, off by: ``x + r(x, condition)``.
+
+    The residual network is trained on the generator's own samples; no gradient reaches the generator through them.
+
+    Args:
+        base: makes the chunks.
+        network: of the same kind as a velocity network, called with t = 1.
+        steps: solver steps of the samples that it is trained on.
+    """
+
+    def __init__(self, base: Generator, network: nn.Module, steps: int = 2) -> None:
+        super().__init__()
+        self.base, self.network, self.steps = base, network, steps
+
+    def loss(self, actions: Tensor, condition: Condition, mask: Tensor | None = None,
+             generator: torch.Generator | None = None) -> Tensor:
+        """The base's loss and the mean squared error that is left after the correction: a scalar."""
+        with torch.no_grad():
+            made = self.base.sample(condition, steps=self.steps, generator=generator)
+        left = masked_mean((self._correct(made, condition) - actions).square(), mask)
+        return self.base.loss(actions, condition, mask, generator) + left
+
+    def sample(self, condition: Condition, *, noise: Tensor | None = None, steps: int | None = None,
+               generator: torch.Generator | None = None) -> Tensor:
+        """Make chunks and correct them: (B, H, A)."""
+        return self._correct(self.base.sample(condition, noise=noise, steps=steps, generator=generator), condition)
+
+    def _correct(self, made: Tensor, condition: Condition) -> Tensor:
+        end = torch.ones(len(made), dtype=made.dtype, device=made.device)
+        return made + self.network(made, end, condition).to(made.dtype)

@@ -1,0 +1,87 @@
+"""A transformer over the actions of a chunk."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from flow_vla_core.errors import ConfigError
+from flow_vla_core.networks.time import TimeEmbedding
+from flow_vla_core.types import Condition
+
+__all__ = ['ActionTransformer']
+
+
+class ActionTransformer(nn.Module):
+    """Makes each action a token; tokens attend to each other, time and condition modulate every block (adaLN-zero).
+
+    Follows DiT (arXiv 2212.09748). Flow time may differ from token to token, which training-time real-time chunking
+    needs (arXiv 2512.05964).
+
+    Args:
+        horizon: H.
+        action_dim: A.
+        condition_dim: width of the condition's vector.
+        width: of the tokens, a multiple of ``heads``.
+        depth: number of blocks.
+        heads: attention heads.
+
+    Raises:
+        ConfigError: if ``width`` is no multiple of ``heads``.
+    """
+
+    def __init__(self, horizon: int, action_dim: int, condition_dim: int, width: int = 128, depth: int = 4,
+                 heads: int = 4) -> None:
+        super().__init__()
+        if width % heads:
+            raise ConfigError(f'network.width {width} is no multiple of heads {heads}')
+        self.time = TimeEmbedding(width)
+        self.condition = nn.Linear(condition_dim, width)
+        self.enter = nn.Linear(action_dim, width)
+        self.place = nn.Parameter(torch.randn(horizon, width) * 0.02)
+        self.blocks = nn.ModuleList([_Block(width, heads) for _ in range(depth)])
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.modulate = nn.Linear(width, 2 * width)
+        self.leave = nn.Linear(width, action_dim)
+        for layer in (self.modulate, self.leave):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """(B, H, A), (B,) or (B, H), condition -> (B, H, A)."""
+        time = self.time(t)
+        time = time[:, None] if t.ndim == 1 else time
+        modulation = functional.silu(self.condition(condition.vector)[:, None] + time)
+        hidden = self.enter(x) + self.place
+        for block in self.blocks:
+            hidden = block(hidden, modulation)
+        shift, scale = self.modulate(modulation).chunk(2, -1)
+        return self.leave(self.norm(hidden) * (1 + scale) + shift)
+
+
+class _Block(nn.Module):
+    """Is one transformer block whose normalisations and gates depend on time and condition."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.modulate = nn.Linear(width, 6 * width)
+        self.attend = nn.Linear(width, 3 * width)
+        self.join = nn.Linear(width, width)
+        self.layers = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(approximate='tanh'),
+                                    nn.Linear(4 * width, width))
+        nn.init.zeros_(self.modulate.weight)
+        nn.init.zeros_(self.modulate.bias)
+
+    def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulate(modulation).chunk(6, -1)
+        x = x + gate_a * self._attention(self.norm(x) * (1 + scale_a) + shift_a)
+        return x + gate_m * self.layers(self.norm(x) * (1 + scale_m) + shift_m)
+
+    def _attention(self, x: Tensor) -> Tensor:
+        batch, tokens, width = x.shape
+        query, key, value = self.attend(x).reshape(batch, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        mixed = functional.scaled_dot_product_attention(query, key, value)
+        return self.join(mixed.transpose(1, 2).reshape(batch, tokens, width))

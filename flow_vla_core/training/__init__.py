@@ -1,0 +1,1 @@
+"""Training: loop, averaging, schedules, checkpoints."""

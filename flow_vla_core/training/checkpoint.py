@@ -1,0 +1,102 @@
+"""A policy as a folder: weights, config, statistics and contract; nothing in it can run code."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+import shutil
+import tempfile
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from flow_vla_core.config import from_values, to_values
+from flow_vla_core.contract import RobotContract
+from flow_vla_core.encoders import Vocabulary
+from flow_vla_core.errors import CheckpointError, ConfigError, ContractError
+from flow_vla_core.policy import FlowVLA, PolicyConfig
+from flow_vla_core.transforms import Statistics
+
+__all__ = ['load_checkpoint', 'replace_folder', 'save_checkpoint']
+
+FORMAT = 1
+WEIGHTS, CONFIG, STATISTICS, CONTRACT = 'model.safetensors', 'config.json', 'stats.json', 'contract.yaml'
+
+
+def save_checkpoint(folder: Path, policy: FlowVLA) -> None:
+    """Write a policy; a folder that is there already is replaced in one step."""
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f'.{folder.name}-', dir=folder.parent))
+    fresh.chmod(0o755)
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in policy.state_dict().items()}
+    save_file(weights, fresh / WEIGHTS)
+    settings = {'format': FORMAT, 'policy': to_values(policy.config), 'words': list(policy.vocabulary.words)}
+    (fresh / CONFIG).write_text(json.dumps(settings, indent=1))
+    Statistics.save(fresh / STATISTICS, policy.statistics)
+    policy.contract.dump(fresh / CONTRACT)
+    replace_folder(fresh, folder)
+
+
+def load_checkpoint(folder: Path, contract: RobotContract | None = None, device: str = 'cpu') -> FlowVLA:
+    """Read a policy, in evaluation mode.
+
+    Args:
+        folder: what `save_checkpoint` wrote.
+        contract: of the robot at hand; given, the policy must have been made for the same interface.
+        device: where the weights go.
+
+    Raises:
+        CheckpointError: if a file is missing or damaged, or the contract differs; says which and where.
+    """
+    folder = Path(folder)
+    for name in (WEIGHTS, CONFIG, STATISTICS, CONTRACT):
+        if not (folder / name).is_file():
+            raise CheckpointError(f'{folder}: the file {name} is missing')
+    own = _read_contract(folder / CONTRACT)
+    if contract is not None and (differences := own.differences(contract)):
+        raise CheckpointError(f'{folder}: made for {own.label}, this robot is {contract.label}: '
+                              + '; '.join(differences))
+    config, vocabulary = _read_config(folder / CONFIG)
+    policy = FlowVLA.create(config, contract or own, _read_statistics(folder / STATISTICS, own), vocabulary)
+    try:
+        policy.load_state_dict(load_file(folder / WEIGHTS))
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise CheckpointError(f'{folder / WEIGHTS}: damaged, or not of this policy: {error}') from error
+    return policy.to(device).eval()
+
+
+def replace_folder(fresh: Path, folder: Path) -> None:
+    """Put a finished folder in the place of an older one; a crash leaves one of the two whole."""
+    old = folder.with_name(f'.{folder.name}-old')
+    if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        folder.rename(old)
+    fresh.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _read_contract(path: Path) -> RobotContract:
+    try:
+        return RobotContract.load(path)
+    except ContractError as error:
+        raise CheckpointError(str(error)) from error
+
+
+def _read_config(path: Path) -> tuple[PolicyConfig, Vocabulary]:
+    try:
+        values: dict[str, Any] = json.loads(path.read_text())
+        if values['format'] != FORMAT:
+            raise CheckpointError(f'{path}: format {values["format"]}, this version reads {FORMAT}')
+        return from_values(PolicyConfig, values['policy'], 'policy'), Vocabulary(tuple(values['words']))
+    except (ValueError, KeyError, TypeError, ConfigError) as error:
+        raise CheckpointError(f'{path}: holds no policy settings: {error}') from error
+
+
+def _read_statistics(path: Path, contract: RobotContract) -> dict[str, Statistics]:
+    statistics = Statistics.load(path)
+    for name, size in (('state', contract.state_dim), ('actions', contract.action_dim)):
+        if name not in statistics or len(statistics[name].mean) != size:
+            raise CheckpointError(f'{path}: no statistics of {size} numbers under {name!r}')
+    return statistics
