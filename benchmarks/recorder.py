@@ -9,6 +9,11 @@ import shutil
 import time
 from typing import Annotated
 
+from mcap.reader import make_reader
+from rich.console import Console
+from std_srvs.srv import SetBool
+import typer
+
 from flow_vla.msg import Episode, SimulationState
 from flow_vla.srv import StartEpisode, StopEpisode
 from flow_vla_core.contract import RobotContract, find_contract
@@ -16,15 +21,10 @@ from flow_vla_core.errors import FlowVLAError
 from flow_vla_core.evaluation.report import Machine, git_state
 from flow_vla_core.evaluation.sweep import UNSEEN_SEED
 from flow_vla_core.simulation.metaworld import TASKS
+from flow_vla_ros import qos
 from flow_vla_ros.bringup import ManagedProcesses, node_spec, prepare_environment
 from flow_vla_ros.codecs import from_time
 from flow_vla_ros.conductor import Conductor
-from mcap.reader import make_reader
-from rich.console import Console
-from std_srvs.srv import SetBool
-import typer
-
-from flow_vla_ros import qos
 
 SERVICES = {'recorder/start': StartEpisode, 'recorder/stop': StopEpisode, 'expert/enable': SetBool}
 START_SECONDS = 60.0

@@ -133,6 +133,16 @@ class Synchroniser:
             raise StreamMissing(f'nothing received on {", ".join(missing)}')
         return min(buffer.newest for buffer in self._buffers.values())
 
+    def first_time(self) -> int:
+        """Return the first time at which every stream has a sample, ns, if none was dropped for lack of room."""
+        self.reference_time()
+        return max(buffer.oldest for buffer in self._buffers.values()) + (self._history - 1) * self._step
+
+    def start_time(self) -> int:
+        """Return the first time that every stream has a sample for, ns. Raise `StreamMissing` while one is empty."""
+        self.reference_time()
+        return max(buffer.oldest for buffer in self._buffers.values())
+
     def select(self, reference: int | None = None, now: int | None = None) -> Aligned:
         """Select the samples of a reference time.
 

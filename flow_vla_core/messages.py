@@ -61,10 +61,10 @@ def decode_image(message: Any, camera: Camera) -> np.ndarray:
     if message.step < columns * channels:
         raise ImageInvalid(f'{camera.name}: step {message.step} bytes, a row needs {columns * channels}')
     data = np.frombuffer(message.data, np.uint8)
-    if len(data) < rows * message.step:
-        raise ImageInvalid(f'{camera.name}: {len(data)} bytes, {rows} rows of {message.step} need '
+    if len(data) != rows * message.step:
+        raise ImageInvalid(f'{camera.name}: {len(data)} bytes, {rows} rows of {message.step} have '
                            f'{rows * message.step}')
-    lines = data[:rows * message.step].reshape(rows, message.step)
+    lines = data.reshape(rows, message.step)
     pixels = lines[:, :columns * channels].reshape(rows, columns, channels)
     return resize_image(np.ascontiguousarray(pixels[..., order]), camera.size)
 

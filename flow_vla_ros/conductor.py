@@ -8,6 +8,14 @@ from pathlib import Path
 import threading
 import time
 
+from lifecycle_msgs.msg import State, Transition
+from lifecycle_msgs.srv import ChangeState, GetState
+import rclpy
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.node import Node
+from rosgraph_msgs.msg import Clock
+from std_msgs.msg import String
+
 from flow_vla.msg import PolicyStatus, SimulationState
 from flow_vla.srv import ResetSimulation
 from flow_vla_core.contract import RobotContract
@@ -15,15 +23,9 @@ from flow_vla_core.errors import Code, FlowVLAError
 from flow_vla_core.evaluation.direct import Episode
 from flow_vla_core.evaluation.report import EpisodeResult
 from flow_vla_core.evaluation.traces import SIM_COLUMNS
-from lifecycle_msgs.msg import State, Transition
-from lifecycle_msgs.srv import ChangeState, GetState
-import rclpy
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
-from rclpy.node import Node
-from std_msgs.msg import String
-
 from flow_vla_ros import qos
 from flow_vla_ros.bringup import ManagedProcesses
+from flow_vla_ros.codecs import from_time
 from flow_vla_ros.trace import Trace
 
 __all__ = ['Conductor']
@@ -31,7 +33,7 @@ __all__ = ['Conductor']
 SERVICE_SECONDS = 60.0  # a reset builds a new scene when the task changes
 READY_SECONDS = 120.0   # a policy is loaded and warmed up
 STALL_SECONDS = 20.0    # without a new state of the simulation
-DRIVERS = ('policy', 'executor')
+DRIVERS = ('executor', 'policy')  # in this order: a chunk finds its executor active, and the last command is rest
 
 
 class Conductor:
@@ -65,6 +67,7 @@ class Conductor:
         self._failure: BaseException | None = None
         self._stopped: Callable[[], bool] = lambda: False
         self._instructions = self.node.create_publisher(String, contract.instruction.topic, qos.LATCHED)
+        self.node.create_subscription(Clock, '/clock', self._on_clock, qos.CLOCK)
         self.node.create_subscription(SimulationState, 'sim/state', self._on_state, qos.STATE)
         self.node.create_subscription(PolicyStatus, 'policy/status', self._on_status, qos.STATUS)
         self._reset = self.node.create_client(ResetSimulation, 'sim/reset')
@@ -102,18 +105,18 @@ class Conductor:
         self.rest()
         self._prepare(episode)
         self._limit, self._final = limit, None
-        start = _stamp(self._state)
+        start = from_time(self._state.header.stamp)
         for name in DRIVERS:
             self._transition(name, Transition.TRANSITION_ACTIVATE, State.PRIMARY_STATE_ACTIVE)
         self.wait(self._is_over, None, f'the end of {episode.task}')
-        self.span = start, _stamp(self._final)
+        self.span = start, from_time(self._final.header.stamp)
         self.rest()
         return EpisodeResult(episode.task, episode.instruction, episode.seed, self._final.success, self._final.steps,
                              limit)
 
     def rest(self) -> None:
-        """Make policy and executor inactive; the executor first, whose last command is rest."""
-        for name in reversed(DRIVERS):
+        """Make executor and policy inactive; the robot holds."""
+        for name in DRIVERS:
             self._transition(name, Transition.TRANSITION_DEACTIVATE, State.PRIMARY_STATE_INACTIVE)
 
     def call(self, client: object, request: object) -> object:
@@ -178,8 +181,10 @@ class Conductor:
         path = None if self._logs is None else self._logs / f'{name}.log'
         return f'; {path}:\n' + '\n'.join(_last_lines(path)) if path is not None and path.is_file() else ''
 
-    def _on_state(self, state: SimulationState, info: dict) -> None:
-        self._trace.write((_stamp(state), info['source_timestamp']))
+    def _on_clock(self, message: Clock, info: dict) -> None:
+        self._trace.write((from_time(message.clock), info['source_timestamp']))
+
+    def _on_state(self, state: SimulationState) -> None:
         if self._state is not None and state.steps <= self._state.steps:
             self._resets += 1
         self._state = state
@@ -201,10 +206,6 @@ class Conductor:
             pass
         except Exception as error:
             self._failure = error
-
-
-def _stamp(state: SimulationState) -> int:
-    return state.header.stamp.sec * 10 ** 9 + state.header.stamp.nanosec
 
 
 def _last_lines(path: Path, count: int = 8) -> Sequence[str]:

@@ -69,7 +69,7 @@ class Graph:
         policy = {'checkpoint': plan.checkpoint, 'device': self.device, 'trace_file': str(self.trace('policy')),
                   'steps': plan.steps or 0, 'replan_steps': plan.settings.replan_steps,
                   'blank_images': plan.settings.blank_images, 'allow_empty_instruction': plan.instruction == '',
-                  'seed': plan.seed}
+                  'seed': plan.seed, 'threads': 1}
         return [
             node_spec('sim', contract=contract, parameters={'autostart': True, 'task': plan.tasks[0], 'seed': plan.seed}),
             node_spec('policy', contract=contract, use_sim_time=True, parameters={'autostart': True, **policy}),

@@ -9,16 +9,16 @@ import struct
 from tempfile import TemporaryFile
 from typing import BinaryIO
 
-from flow_vla_core.contract import RobotContract
-from flow_vla_core.evaluation.plots import Motion
-from flow_vla_core.evaluation.report import EpisodeResult
-from flow_vla_core.evaluation.video import VideoWriter, compose, write_gif
-from flow_vla_core.messages import decode_action, decode_image, decode_state, stamp_of
 import numpy as np
 from rclpy.node import Node
 from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import Image
 
+from flow_vla_core.contract import RobotContract
+from flow_vla_core.evaluation.plots import Motion
+from flow_vla_core.evaluation.report import EpisodeResult
+from flow_vla_core.evaluation.video import VideoWriter, compose, write_gif
+from flow_vla_core.messages import decode_action, decode_image, decode_state, stamp_of
 from flow_vla_ros import codecs, qos
 
 __all__ = ['Film', 'MotionTrace', 'Scene']

@@ -17,9 +17,9 @@ def _profile(depth: int, *, reliable: bool = True, latched: bool = False) -> QoS
 
 
 SENSOR = _profile(10, reliable=False)  # to subscribe to cameras and state: fits every publisher
-RELIABLE_SENSOR = _profile(10)         # to publish cameras: fits every subscriber
-STATE = _profile(10)
-COMMAND = _profile(10)
+RELIABLE_SENSOR = _profile(60)         # to publish cameras: fits every subscriber, and outlasts a recorder's pause
+STATE = _profile(200)
+COMMAND = _profile(200)
 CHUNK = _profile(2)
 STATUS = _profile(10)
 DIAGNOSTICS = _profile(10)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
+from std_msgs.msg import String
+
 from flow_vla.msg import ActionChunk as ChunkMessage
 from flow_vla.msg import PolicyStatus, SimulationState
 from flow_vla_core.contract import RobotContract, find_contract
 from flow_vla_core.errors import Code
 from flow_vla_core.simulation.metaworld import METRES_PER_ACTION, TASKS, ask_expert, expert_of, to_contract
 from flow_vla_core.types import ActionChunk
-import numpy as np
-from std_msgs.msg import String
-
 from flow_vla_ros import codecs, qos
 from flow_vla_ros.lifecycle import FlowLifecycleNode, Parameter, run
 from flow_vla_ros.trace import Trace

@@ -9,12 +9,13 @@ import sys
 import time
 
 import av
-from flow_vla_core.simulation.metaworld import MAX_STEPS, TASKS
-from flow_vla_ros.demo import DEMO_TASKS, EPISODES, LEAST_STEPS, RESERVE_SECONDS, SECONDS, step_limit
 import numpy as np
 from PIL import Image
 import psutil
 import pytest
+
+from flow_vla_core.simulation.metaworld import MAX_STEPS, TASKS
+from flow_vla_ros.demo import DEMO_TASKS, EPISODES, LEAST_STEPS, RESERVE_SECONDS, SECONDS, step_limit
 
 HERE = Path(__file__).parent
 

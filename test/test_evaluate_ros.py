@@ -6,15 +6,16 @@ import os
 from pathlib import Path
 
 from expert_demo import ExpertGraph
+import psutil
+import pytest
+from rich.console import Console
+
 from flow_vla_core.contract import RobotContract, find_contract
 from flow_vla_core.errors import CheckpointError, FlowVLAError
 from flow_vla_core.evaluation.direct import DirectSettings
 from flow_vla_core.evaluation.sweep import Plan
 from flow_vla_ros.bringup import ManagedProcesses, default_checkpoint
 from flow_vla_ros.evaluate import checkpoint_folder, evaluate_over_ros
-import psutil
-import pytest
-from rich.console import Console
 
 pytestmark = pytest.mark.ros
 

@@ -172,3 +172,19 @@ def test_second_set_up_does_nothing() -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and done.stdout == ''
     assert 'pip' not in done.stderr and 'venv ' not in done.stderr.replace('cat .venv', '')
+
+
+def test_documented_interfaces_are_complete() -> None:
+    from flow_vla_ros.bringup import ARGUMENTS, GRAPHS, NODES
+    text = (ROOT / 'docs' / 'interfaces.md').read_text()
+    for path in (*ROOT.glob('msg/*.msg'), *ROOT.glob('srv/*.srv')):
+        assert path.read_text().strip() in text, f'{path.name} has changed'
+    for code in Code:
+        assert f'| {code.value} | `{code.name}` |' in text
+    for name in (*ARGUMENTS, *GRAPHS):
+        assert f'`{name}`' in text
+    for node, kind in NODES.items():
+        section = re.search(rf'^### {node}\n(.*?)(?=^#|\Z)', text, re.DOTALL | re.MULTILINE)[1]
+        source = (ROOT / f'{kind.module.replace(".", "/")}.py').read_text()
+        assert re.findall(r'^\| `(\w+)` ', section, re.MULTILINE) == re.findall(r"^        Parameter\('(\w+)'", source,
+                                                                               re.MULTILINE)

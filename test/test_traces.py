@@ -2,10 +2,11 @@
 
 import csv
 
-from flow_vla_core.errors import DataError
-from flow_vla_core.evaluation.traces import EXECUTOR_COLUMNS, SIM_COLUMNS, read_times, read_trace
 import numpy as np
 import pytest
+
+from flow_vla_core.errors import DataError
+from flow_vla_core.evaluation.traces import EXECUTOR_COLUMNS, SIM_COLUMNS, read_times, read_trace
 
 PERIOD = 0.05
 STEP = 50_000_000

@@ -75,17 +75,22 @@ class EngineSource:
         steps: solver steps; None takes the policy's own.
         device: where it runs.
         allow_empty: answer an empty instruction instead of refusing it.
+        threads: of torch; one is quickest for so small a batch while the simulation runs on the other cores.
     """
 
     checkpoint: str
     steps: int | None = None
     device: str = 'auto'
     allow_empty: bool = False
+    threads: int = 1
 
     def __call__(self, contract: RobotContract, robot: MetaWorldRobot) -> Actor:
         """Return the engine of the policy, warmed up."""
+        import torch
+
         from flow_vla_core.engine import Engine
         from flow_vla_core.training.checkpoint import load_checkpoint
+        torch.set_num_threads(self.threads)
         engine = Engine(load_checkpoint(self.checkpoint, contract), device=self.device, steps=self.steps,
                         allow_empty=self.allow_empty)
         engine.warm_up()
@@ -217,8 +222,6 @@ _loop_of_worker: list[DirectLoop] = []
 
 
 def _enter_worker(*parts: object) -> None:
-    import torch
-    torch.set_num_threads(1)
     _parts_of_worker[:] = parts
 
 

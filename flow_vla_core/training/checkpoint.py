@@ -18,7 +18,7 @@ from flow_vla_core.errors import CheckpointError, ConfigError, ContractError
 from flow_vla_core.policy import FlowVLA, PolicyConfig
 from flow_vla_core.transforms import Statistics
 
-__all__ = ['load_checkpoint', 'replace_folder', 'save_checkpoint']
+__all__ = ['load_checkpoint', 'recover_folder', 'replace_folder', 'save_checkpoint']
 
 FORMAT = 1
 WEIGHTS, CONFIG, STATISTICS, CONTRACT = 'model.safetensors', 'config.json', 'stats.json', 'contract.yaml'
@@ -51,6 +51,7 @@ def load_checkpoint(folder: Path, contract: RobotContract | None = None, device:
         CheckpointError: if a file is missing or damaged, or the contract differs; says which and where.
     """
     folder = Path(folder)
+    recover_folder(folder)
     for name in (WEIGHTS, CONFIG, STATISTICS, CONTRACT):
         if not (folder / name).is_file():
             raise CheckpointError(f'{folder}: the file {name} is missing')
@@ -69,12 +70,22 @@ def load_checkpoint(folder: Path, contract: RobotContract | None = None, device:
 
 def replace_folder(fresh: Path, folder: Path) -> None:
     """Put a finished folder in the place of an older one; a crash leaves one of the two whole."""
-    old = folder.with_name(f'.{folder.name}-old')
+    old = _aside(folder)
     if folder.exists():
         shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
     fresh.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def recover_folder(folder: Path) -> None:
+    """Bring back the older folder, if a crash came between the two steps of `replace_folder`."""
+    if not folder.exists() and _aside(folder).is_dir():
+        _aside(folder).rename(folder)
+
+
+def _aside(folder: Path) -> Path:
+    return folder.with_name(f'.{folder.name}-old')
 
 
 def _read_contract(path: Path) -> RobotContract:

@@ -1,0 +1,46 @@
+"""Windows as batches for the policy, with their words."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flow_vla_core.data import Windows
+from flow_vla_core.encoders import Vocabulary
+from flow_vla_core.transforms import random_shift
+from flow_vla_core.types import Batch
+
+__all__ = ['Feeder']
+
+
+class Feeder:
+    """Gathers windows and numbers their words.
+
+    Args:
+        windows: where from.
+        vocabulary: numbers the words.
+    """
+
+    def __init__(self, windows: Windows, vocabulary: Vocabulary) -> None:
+        self.windows = windows
+        texts = [episode.instruction for episode in windows.episodes]
+        self._words = vocabulary.batch(texts)
+        self._instruction = torch.tensor([sorted(set(texts)).index(text) for text in texts])
+
+    @property
+    def groups(self) -> Tensor:
+        """(N,) the instruction of each window, as a number."""
+        return self._instruction[self.windows.gather_episode()]
+
+    def batch(self, indices: Tensor) -> tuple[Batch, Tensor, Tensor]:
+        """Return observations, actions (B, H, A) and mask (B, H)."""
+        found = self.windows.gather(indices)
+        return Batch(found.images, found.state, self._words[found.episode]), found.actions, found.mask
+
+    def augmented(self, indices: Tensor, shift: int, state_noise: Tensor,
+                  generator: torch.Generator) -> tuple[Batch, Tensor, Tensor]:
+        """Return the same with shifted images and noise of standard deviation (S,) on the state."""
+        batch, actions, mask = self.batch(indices)
+        images = {name: random_shift(image, shift, generator) for name, image in batch.images.items()}
+        state = batch.state + state_noise * torch.randn(batch.state.shape, generator=generator)
+        return Batch(images, state, batch.words), actions, mask

@@ -1,0 +1,92 @@
+"""All that a training needs to go on exactly where it was, as safetensors and JSON."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+import json
+from pathlib import Path
+import tempfile
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+import torch
+from torch import Tensor, nn
+
+from flow_vla_core.errors import CheckpointError
+from flow_vla_core.training.average import Average
+from flow_vla_core.training.checkpoint import recover_folder, replace_folder
+
+__all__ = ['TrainingState']
+
+TENSORS, NUMBERS = 'state.safetensors', 'state.json'
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """Gathers what changes during a training.
+
+    Args:
+        policy: being trained.
+        average: of its weights.
+        optimiser: of the policy's parameters.
+        generator: source of all randomness of the steps.
+    """
+
+    policy: nn.Module
+    average: Average
+    optimiser: torch.optim.Optimizer
+    generator: torch.Generator
+
+    def save(self, folder: Path, numbers: dict[str, Any]) -> None:
+        """Write everything and ``numbers``; a folder that is there already is replaced in one step."""
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(prefix=f'.{folder.name}-', dir=folder.parent))
+        save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in self._tensors().items()},
+                  fresh / TENSORS)
+        (fresh / NUMBERS).write_text(json.dumps({**numbers, 'averaged': self.average.updates}))
+        replace_folder(fresh, folder)
+
+    def load(self, folder: Path) -> dict[str, Any]:
+        """Take over what `save` wrote and return its ``numbers``.
+
+        Raises:
+            CheckpointError: if a file is missing or damaged, or is of another policy.
+        """
+        recover_folder(folder)
+        try:
+            numbers = json.loads((folder / NUMBERS).read_text())
+            tensors = load_file(folder / TENSORS)
+            self._restore(tensors)
+            self.average.updates = int(numbers.pop('averaged'))
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f'{folder}: cannot go on from here: {error}') from error
+        except (ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
+            raise CheckpointError(f'{folder}: damaged, or of another policy: {error}') from error
+        return numbers
+
+    def _tensors(self) -> dict[str, Tensor]:
+        found = {'random': self.generator.get_state()}
+        found |= {f'policy/{name}': tensor for name, tensor in self.policy.state_dict().items()}
+        found |= {f'average/{name}': tensor for name, tensor in self.average.module.state_dict().items()}
+        for name, parameter in self.policy.named_parameters():
+            for key, value in self.optimiser.state[parameter].items():
+                found[f'optimiser/{name}/{key}'] = value
+        return found
+
+    def _restore(self, tensors: dict[str, Tensor]) -> None:
+        self.policy.load_state_dict(_below(tensors, 'policy/'))
+        self.average.module.load_state_dict(_below(tensors, 'average/'))
+        for name, parameter in self.policy.named_parameters():
+            held = _below(tensors, f'optimiser/{name}/')
+            self.optimiser.state[parameter] = {key: _like(value, parameter) for key, value in held.items()}
+        self.generator.set_state(tensors['random'])
+
+
+def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _like(value: Tensor, parameter: Tensor) -> Tensor:
+    """Give a moment the memory layout of its parameter, which the fused optimiser counts on."""
+    return torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value.to(parameter.device)
