@@ -23,7 +23,7 @@ from flow_vla_ros.evaluate import Graph, checkpoint_folder, running_graph
 
 def measure(
     seconds: Annotated[float, typer.Option(min=1, help='of episodes')] = 60.0,
-    checkpoint: Annotated[Path | None, typer.Option(help='folder of the policy; by default the one that is shipped')] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help='folder of the policy; default: the shipped one')] = None,
     contract: Annotated[str, typer.Option(help='robot contract: a file, or a name in config/robots')] = 'metaworld',
     out: Annotated[Path, typer.Option(help='folder of the results')] = Path('out/benchmarks/control_loop'),
 ) -> None:

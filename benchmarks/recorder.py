@@ -61,8 +61,10 @@ def measure(
 
 def listen(node: object, published: list[int]) -> None:
     """Keep the stamp of every step of the simulation, at each of which every stream has one sample."""
-    node.create_subscription(SimulationState, 'sim/state', lambda state: published.append(from_time(state.header.stamp)),
-                             qos.RECORD)
+    def keep(state: SimulationState) -> None:
+        published.append(from_time(state.header.stamp))
+
+    node.create_subscription(SimulationState, 'sim/state', keep, qos.RECORD)
 
 
 def record(conductor: Conductor, seconds: float, instruction: str, published: list[int],

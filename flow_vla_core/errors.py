@@ -10,7 +10,8 @@ __all__ = [
     'ActionNotFinite', 'CheckpointError', 'ChunkContractMismatch', 'ChunkError', 'ChunkFromFuture', 'ChunkNotFinite',
     'ChunkShape', 'ChunkStep', 'ChunkTooOld', 'Code', 'ClockJump', 'ConfigError', 'ContractError', 'DataError',
     'DiskFull', 'FlowVLAError', 'ImageInvalid', 'InstructionMissing', 'InstructionUnknown', 'ObservationError',
-    'RecordError', 'StateInvalid', 'StateNotFinite', 'StreamMissing', 'StreamSkewed', 'StreamStale', 'closest',
+    'RecordError', 'StateInvalid', 'StateNotFinite', 'StreamMissing', 'StreamSkewed', 'StreamStale', 'TrainingError',
+    'closest',
 ]
 
 
@@ -65,6 +66,10 @@ class CheckpointError(FlowVLAError):
 
 class DataError(FlowVLAError):
     """Reports a bag or a dataset that can't be used."""
+
+
+class TrainingError(FlowVLAError):
+    """Reports a training that can't go on."""
 
 
 class ObservationError(FlowVLAError):

@@ -22,7 +22,8 @@ from flow_vla_core.contract import config_folder
 from flow_vla_core.errors import ConfigError, FlowVLAError, closest
 
 __all__ = ['ARGUMENTS', 'GRAPHS', 'INTERRUPTIONS', 'NODES', 'Argument', 'Graph', 'ManagedProcesses', 'NodeKind',
-           'NodeSpec', 'default_checkpoint', 'graph_specs', 'launch_description', 'node_spec', 'prepare_environment', 'up']
+           'NodeSpec', 'default_checkpoint', 'graph_specs', 'launch_description', 'node_spec', 'prepare_environment',
+           'up']
 
 PR_SET_PDEATHSIG = 1
 INTERRUPTIONS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

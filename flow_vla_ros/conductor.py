@@ -1,4 +1,4 @@
-"""Gives a simulated robot scenes and words, and waits for the outcome; the client side of evaluations and of the demo."""
+"""Gives a simulated robot scenes and words and waits for outcomes; the client side of evaluations and of the demo."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ __all__ = ['Conductor']
 SERVICE_SECONDS = 60.0  # a reset builds a new scene when the task changes
 READY_SECONDS = 120.0   # a policy is loaded and warmed up
 STALL_SECONDS = 20.0    # without a new state of the simulation
+HOPELESS = (Code.INSTRUCTION_UNKNOWN, Code.INFERENCE_FAILED)
 DRIVERS = ('executor', 'policy')  # in this order: a chunk finds its executor active, and the last command is rest
 
 
@@ -148,13 +149,14 @@ class Conductor:
         if not answer.success:
             raise FlowVLAError(f'sim/reset: {answer.message}')
         # A step after the reset, every stream has shown the new scene.
-        self.wait(lambda: self._resets > resets and self._state.steps > 0, SERVICE_SECONDS, f'the scene of {episode.task}')
+        self.wait(lambda: self._resets > resets and self._state.steps > 0, SERVICE_SECONDS,
+                  f'the scene of {episode.task}')
         self._status = None
 
     def _is_over(self) -> bool:
         status = self._status
-        if status is not None and status.code == Code.INSTRUCTION_UNKNOWN:
-            raise FlowVLAError(f'the policy refuses: {status.message}')
+        if status is not None and status.code in HOPELESS:
+            raise FlowVLAError(f'the policy does not act: {status.message}')
         return self._final is not None
 
     def _is_active(self, name: str) -> bool:

@@ -30,7 +30,7 @@ LEAST_STEPS = 100
 
 def demo(
     out: Annotated[Path, typer.Option(help='folder of the report, the video and the plots')] = Path('out/demo'),
-    checkpoint: Annotated[Path | None, typer.Option(help='folder of the policy; by default the one that is shipped')] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help='folder of the policy; default: the shipped one')] = None,
     contract: Annotated[str, typer.Option(help='robot contract: a file, or a name in config/robots')] = 'metaworld',
     tasks: Annotated[str, typer.Option(help='comma-separated')] = ','.join(DEMO_TASKS),
     episodes: Annotated[int, typer.Option(min=1, help='for each task')] = EPISODES,

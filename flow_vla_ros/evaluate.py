@@ -71,14 +71,15 @@ class Graph:
                   'blank_images': plan.settings.blank_images, 'allow_empty_instruction': plan.instruction == '',
                   'seed': plan.seed, 'threads': 1}
         return [
-            node_spec('sim', contract=contract, parameters={'autostart': True, 'task': plan.tasks[0], 'seed': plan.seed}),
+            node_spec('sim', contract=contract,
+                      parameters={'autostart': True, 'task': plan.tasks[0], 'seed': plan.seed}),
             node_spec('policy', contract=contract, use_sim_time=True, parameters={'autostart': True, **policy}),
             node_spec('executor', contract=contract, use_sim_time=True,
                       parameters={'autostart': True, 'trace_file': str(self.trace('executor'))})]
 
 
 def evaluate(
-    checkpoint: Annotated[Path | None, typer.Option(help='folder of the policy; by default the one that is shipped')] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help='folder of the policy; default: the shipped one')] = None,
     contract: Annotated[str, typer.Option(help='robot contract: a file, or a name in config/robots')] = 'metaworld',
     tasks: Annotated[str, typer.Option(help='comma-separated; of Meta-World')] = ','.join(TASKS),
     episodes: Annotated[int, typer.Option(min=1, help='for each task')] = 20,
@@ -182,7 +183,7 @@ def make_report(graph: Graph, results: list[EpisodeResult], seconds: float) -> R
 
 
 def checkpoint_folder(given: Path | None) -> Path:
-    """Return the folder of a policy, by default of the one that is shipped. Raise `CheckpointError` if it isn't there."""
+    """Return the folder of a policy, by default the shipped one. Raise `CheckpointError` if it isn't there."""
     folder = default_checkpoint() if given is None else given
     if not folder.is_dir():
         raise CheckpointError(f'no checkpoint at {folder}')

@@ -49,7 +49,7 @@ class Film:
     def __init__(self, contract: RobotContract, folder: Path) -> None:
         self.scenes: list[Scene] = []
         self._contract = contract
-        self._file: BinaryIO = TemporaryFile(dir=folder)
+        self._file: BinaryIO = TemporaryFile(dir=folder)  # noqa: SIM115  closed on exit
         self._places: dict[int, dict[str, tuple[int, int]]] = {}  # stamp -> camera -> offset and length
 
     def __enter__(self) -> Film:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 import shutil
-import struct
+import time
 
 from rclpy.qos import DurabilityPolicy, ReliabilityPolicy
 from rclpy.serialization import serialize_message
@@ -14,6 +14,7 @@ from std_msgs.msg import String
 from flow_vla.msg import Episode
 from flow_vla.srv import StartEpisode, StopEpisode
 from flow_vla_core.contract import RobotContract, find_contract
+from flow_vla_core.data.bag_reader import header_stamp
 from flow_vla_core.data.bag_writer import COMPRESSIONS, EpisodeWriter, Topic
 from flow_vla_core.data.typestore import full_name
 from flow_vla_core.errors import Code, ConfigError, DiskFull, RecordError
@@ -25,12 +26,14 @@ __all__ = ['RecorderNode', 'main']
 
 OUTCOMES = {Episode.UNKNOWN: 'unknown', Episode.SUCCESS: 'success', Episode.FAILURE: 'failure'}
 HEADER = 'std_msgs/Header'
+POLL_SECONDS = 0.005
 
 
 class RecorderNode(FlowLifecycleNode):
     """Writes serialized messages with their own stamps; nothing is decoded.
 
-    `~/start` begins an episode and `~/stop` ends it, keeping or deleting it. A message's log time is the ROS time of
+    `~/start` begins an episode and `~/stop` ends it, keeping or deleting it, once every stream has come up to the
+    moment of the call. A message's log time is the ROS time of
     its receipt, its publish time the stamp of its header where its type has one.
     """
 
@@ -40,16 +43,18 @@ class RecorderNode(FlowLifecycleNode):
         Parameter('extra_topics', [''], 'further topics, each as "name type", such as "/tf tf2_msgs/msg/TFMessage"'),
         Parameter('compression', 'zstd', 'of the bags', choices=tuple(COMPRESSIONS)),
         Parameter('min_free_mb', 500, 'free space on the disk below which no episode is started', minimum=0),
+        Parameter('catch_up', 4.0, 'longest time that a stop waits for streams that lag behind, s', minimum=0.0),
     )
 
     def on_setup(self, parameters: Parameters) -> None:
         """Subscribe to every topic."""
         self._parameters = parameters
         self._contract = RobotContract.load(find_contract(parameters.contract))
-        self._folder = Path(parameters.folder).expanduser()
+        self._folder = _writable(Path(parameters.folder).expanduser().absolute())
         self._writer: EpisodeWriter | None = None
         self._episode = Episode()
         self._failure: RecordError | None = None
+        self._newest: dict[str, int] = {}
         self._types = self._topics(parameters.extra_topics)
         self._subscriptions_by_topic = {topic: self._subscribe(topic) for topic in self._types}
         self._episodes = self.create_publisher(Episode, 'episode', qos.LATCHED)
@@ -87,7 +92,9 @@ class RecorderNode(FlowLifecycleNode):
         if self._writer is None:
             return
         now = self.get_clock().now().nanoseconds
-        self._write(topic, data, now, _header_stamp(data) if stamped else now)
+        stamp = header_stamp(data) if stamped else now
+        self._newest[topic] = max(stamp, self._newest.get(topic, 0))
+        self._write(topic, data, now, stamp)
 
     def _write(self, topic: str, data: bytes, log_time: int, publish_time: int) -> None:
         try:
@@ -145,6 +152,7 @@ class RecorderNode(FlowLifecycleNode):
 
     def _begin(self, request: StartEpisode.Request) -> None:
         self._drain()  # what was received before belongs to no episode
+        self._newest.clear()
         own = [self.resolve_topic_name('episode')]
         topics = [Topic(topic, kind, _offers(self, topic)) for topic, kind in self._types.items()]
         topics += [Topic(name, 'flow_vla/msg/Episode') for name in own]
@@ -180,16 +188,33 @@ class RecorderNode(FlowLifecycleNode):
         return response
 
     def _finish(self, keep: bool, outcome: int) -> None:
-        self._drain()
+        self._catch_up()
         self._episode.event, self._episode.outcome = Episode.ENDED, outcome
         self._mark()
         writer, self._writer = self._writer, None
         if writer is None:
-            raise self._failure
+            failure, self._failure = self._failure, None
+            raise failure
         if keep:
             writer.close({'outcome': OUTCOMES.get(outcome, 'unknown')})
         else:
             writer.discard()
+
+    def _catch_up(self) -> None:
+        """Take what the middleware still holds; wait until every stream reaches the newest stamp that there is now.
+
+        A reliable middleware delivers a sample that it lost on the way late, and all later ones after it.
+        """
+        self._drain()
+        topics = {self.resolve_topic_name(stream.topic) for stream in self._contract.streams}
+        target = max((self._newest.get(topic, 0) for topic in topics), default=0)
+        end = time.monotonic() + self._parameters.catch_up
+        while late := [topic for topic in topics if self._newest.get(topic, 0) < target]:
+            if time.monotonic() > end:
+                self.get_logger().warning(f'the episode ends without the last samples of {", ".join(sorted(late))}')
+                return
+            time.sleep(POLL_SECONDS)
+            self._drain()
 
     def _drain(self) -> None:
         """Take what the middleware holds already, so that nothing sent before a service call is cut off."""
@@ -208,14 +233,16 @@ class RecorderNode(FlowLifecycleNode):
             self._write(self.resolve_topic_name(topic), serialize_message(message), now, now)
 
     def _free_mb(self) -> int:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        return shutil.disk_usage(self._folder).free // 2 ** 20
+        existing = next(path for path in (self._folder, *self._folder.parents) if path.exists())
+        return shutil.disk_usage(existing).free // 2 ** 20
 
 
-def _header_stamp(data: bytes) -> int:
-    """Read the stamp of a CDR message that begins with a header, ns."""
-    seconds, nanoseconds = struct.unpack_from('<iI' if data[1] & 1 else '>iI', data, 4)
-    return seconds * 10 ** 9 + nanoseconds
+def _writable(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f'folder: {folder}: {error.strerror}') from error
+    return folder
 
 
 def _next_folder(folder: Path) -> Path:

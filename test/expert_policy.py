@@ -12,7 +12,7 @@ from flow_vla_core.errors import Code
 from flow_vla_core.simulation.metaworld import METRES_PER_ACTION, TASKS, ask_expert, expert_of, to_contract
 from flow_vla_core.types import ActionChunk
 from flow_vla_ros import codecs, qos
-from flow_vla_ros.lifecycle import FlowLifecycleNode, Parameter, run
+from flow_vla_ros.lifecycle import FlowLifecycleNode, Parameter, Parameters, run
 from flow_vla_ros.trace import Trace
 
 HORIZON = 8
@@ -33,7 +33,7 @@ class ExpertPolicyNode(FlowLifecycleNode):
         Parameter('trace_file', '', 'CSV file with one row for each chunk'),
     )
 
-    def on_setup(self, parameters):
+    def on_setup(self, parameters: Parameters):
         self._contract = RobotContract.load(find_contract(parameters.contract))
         self._allow_empty = parameters.allow_empty_instruction
         self._instruction, self._count = '', 0
@@ -47,10 +47,10 @@ class ExpertPolicyNode(FlowLifecycleNode):
     def on_stop(self):
         self._trace.flush()
 
-    def _on_instruction(self, message):
+    def _on_instruction(self, message: String):
         self._instruction = message.data
 
-    def _on_state(self, state):
+    def _on_state(self, state: SimulationState):
         if not self.active:
             return
         expert = self._experts.get(self._instruction)

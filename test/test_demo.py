@@ -1,5 +1,8 @@
 """The demo: what it leaves, that it fits into its time, and that it leaves no process, however it ends."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
 import json
 import os
 from pathlib import Path
@@ -26,7 +29,7 @@ def test_six_tasks_with_the_pair_among_them():
 
 
 @pytest.mark.parametrize('overhead', [0.5, 3.0])
-def test_eighteen_failures_fit_into_the_time(overhead):
+def test_eighteen_failures_fit_into_the_time(overhead: float):
     elapsed, limits = 20.0, []
     for episode in range(len(DEMO_TASKS) * EPISODES, 0, -1):
         limits.append(step_limit(SECONDS - elapsed, episode, 0.05))
@@ -43,14 +46,14 @@ def test_quick_successes_leave_every_episode_its_full_time():
     assert RESERVE_SECONDS >= LEAST_STEPS * 0.05
 
 
-def start(out, environment, tasks='drawer-close,faucet-close'):
+def start(out: Path, environment: dict[str, str], tasks: str = 'drawer-close,faucet-close'):
     path = os.pathsep.join(filter(None, [str(HERE), environment.get('PYTHONPATH')]))
     return subprocess.Popen([sys.executable, str(HERE / 'expert_demo.py'), str(out), tasks], text=True,
                             env={**environment, 'PYTHONPATH': path, 'COLUMNS': '200'}, stdout=subprocess.PIPE,
                             stderr=subprocess.STDOUT)
 
 
-def nodes_of(process):
+def nodes_of(process: subprocess.Popen):
     """Return every process that descends from the demo."""
     try:
         return psutil.Process(process.pid).children(recursive=True)
@@ -58,7 +61,7 @@ def nodes_of(process):
         return []
 
 
-def wait_until(predicate, seconds=90.0):
+def wait_until(predicate: Callable[[], object], seconds: float = 90.0):
     end = time.monotonic() + seconds
     while not (value := predicate()):
         assert time.monotonic() < end, f'not true within {seconds} s'
@@ -67,7 +70,7 @@ def wait_until(predicate, seconds=90.0):
 
 
 @pytest.mark.ros
-def test_the_demo_leaves_report_video_and_plots(ros_environment, tmp_path):
+def test_the_demo_leaves_report_video_and_plots(ros_environment: dict[str, str], tmp_path: Path):
     out = tmp_path / 'demo'
     process = start(out, ros_environment)
     nodes = wait_until(lambda: len(nodes_of(process)) >= 3 and nodes_of(process))
@@ -88,7 +91,7 @@ def test_the_demo_leaves_report_video_and_plots(ros_environment, tmp_path):
     check_video(out, report)
 
 
-def check_video(out, report):
+def check_video(out: Path, report: dict):
     steps = sum(episode['steps'] for episode in report['episodes'])
     with av.open(str(out / 'demo.mp4')) as container:
         frames = [frame.to_ndarray(format='rgb24') for frame in container.decode(video=0)]
@@ -107,7 +110,8 @@ def check_video(out, report):
 @pytest.mark.ros
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 @pytest.mark.parametrize('moment', ['starting', 'moving'])
-def test_an_interrupted_demo_leaves_no_process(ros_environment, tmp_path, number, moment):
+def test_an_interrupted_demo_leaves_no_process(ros_environment: dict[str, str], tmp_path: Path, number: signal.Signals,
+                                                 moment: str):
     out = tmp_path / 'demo'
     process = start(out, ros_environment)
     nodes = wait_until(lambda: len(nodes_of(process)) >= 3 and nodes_of(process))

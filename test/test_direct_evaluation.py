@@ -1,5 +1,7 @@
 """The loop in one process: driven by the scripted expert, and by plans that say when they are used."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +17,7 @@ from flow_vla_core.evaluation.sweep import Plan, evaluate_direct, evaluate_pair,
 from flow_vla_core.messages import resize_image
 from flow_vla_core.simulation.judges import FAUCET_PAIR, faucet_motion
 from flow_vla_core.simulation.metaworld import TASKS, MetaWorldRobot
+from flow_vla_core.types import Observation
 
 
 @dataclass
@@ -23,33 +26,33 @@ class ExpertActor:
 
     robot: MetaWorldRobot
 
-    def seed(self, seed):
+    def seed(self, seed: int):
         pass
 
-    def act(self, observation):
+    def act(self, observation: Observation):
         if observation.instruction not in TASKS.values():
             return np.zeros((4, 4), np.float32)
         return np.repeat(self.robot.expert_action()[None], 4, 0)
 
 
-def expert(contract, robot):
+def expert(contract: RobotContract, robot: MetaWorldRobot):
     return ExpertActor(robot)
 
 
 class Tape:
     """Stands in for an actor and a robot, and keeps what passes."""
 
-    def __init__(self, contract):
+    def __init__(self, contract: RobotContract):
         self.observations, self.commands, self.steps, self.success = [], [], 0, False
         self._contract = contract
 
-    def seed(self, seed):
+    def seed(self, seed: int):
         self.seeded = seed
 
-    def reset(self, task, seed):
+    def reset(self, task: str, seed: int):
         self.task = task
 
-    def act(self, observation):
+    def act(self, observation: Observation):
         self.observations.append(observation)
         return np.full((8, 4), 0.01 * len(self.observations), np.float32)
 
@@ -59,7 +62,7 @@ class Tape:
     def state(self):
         return {'ee_position': np.array([0, 0.6, 0.2], np.float32), 'gripper': np.array([1], np.float32)}
 
-    def step(self, action):
+    def step(self, action: np.ndarray):
         self.commands.append(np.array(action))
         self.steps += 1
 
@@ -74,13 +77,13 @@ def quiet():
     return Console(quiet=True)
 
 
-def play(contract, **settings):
+def play(contract: RobotContract, **settings: object):
     tape = Tape(contract)
     DirectLoop(contract, tape, tape, DirectSettings(max_steps=8, **settings)).run(Episode('reach', 7, 'go'))
     return tape
 
 
-def test_a_plan_is_used_as_late_as_over_the_graph(contract):
+def test_a_plan_is_used_as_late_as_over_the_graph(contract: RobotContract):
     tape = play(contract, replan_steps=4, latency_steps=2)
     velocity = [round(float(command[0]), 3) for command in tape.commands]
     assert velocity == [0, 0, 0.01, 0.01, 0.01, 0.01, 0.02, 0.02]
@@ -88,20 +91,20 @@ def test_a_plan_is_used_as_late_as_over_the_graph(contract):
     assert tape.seeded == 7
 
 
-def test_without_latency_the_first_command_is_planned(contract):
+def test_without_latency_the_first_command_is_planned(contract: RobotContract):
     tape = play(contract, replan_steps=1, latency_steps=0)
     np.testing.assert_allclose([command[0] for command in tape.commands], 0.01 * np.arange(1, 9), rtol=1e-5)
 
 
 @pytest.mark.parametrize('blank', [False, True])
-def test_the_policy_sees_the_images_or_black(contract, blank):
+def test_the_policy_sees_the_images_or_black(contract: RobotContract, blank: bool):
     tape = play(contract, replan_steps=3, blank_images=blank)
     image = tape.observations[1].images['front']
     assert image.shape == (1, 84, 84, 3)
     assert (image == (0 if blank else 3)).all()
 
 
-def test_a_history_is_filled_before_the_first_plan(contract):
+def test_a_history_is_filled_before_the_first_plan(contract: RobotContract):
     longer = contract.model_copy(update={'history': 3})
     tape = Tape(longer)
     DirectLoop(longer, tape, tape, DirectSettings(replan_steps=1, max_steps=5)).run(Episode('reach', 0, 'go'))
@@ -110,7 +113,7 @@ def test_a_history_is_filled_before_the_first_plan(contract):
     assert tape.observations[0].state.shape == (3, 4)
 
 
-def test_an_observation_is_resized_and_ordered_by_the_contract(contract):
+def test_an_observation_is_resized_and_ordered_by_the_contract(contract: RobotContract):
     image = np.random.default_rng(0).integers(0, 255, (168, 168, 3), np.uint8)
     sample = {'stamp': 5, 'front': image, 'gripper_cam': image[::-1], 'gripper': np.array([0.5]),
               'ee_position': np.array([1.0, 2.0, 3.0])}
@@ -121,12 +124,12 @@ def test_an_observation_is_resized_and_ordered_by_the_contract(contract):
 
 
 @pytest.mark.parametrize('settings', [{'replan_steps': 0}, {'latency_steps': -1}, {'max_steps': 0}])
-def test_settings_out_of_range_are_named(settings):
+def test_settings_out_of_range_are_named(settings: dict[str, int]):
     with pytest.raises(ConfigError, match=next(iter(settings))):
         DirectSettings(**settings)
 
 
-def test_the_expert_succeeds_through_the_loop(contract, quiet):
+def test_the_expert_succeeds_through_the_loop(contract: RobotContract, quiet: Console):
     plan = Plan('expert', contract, ('drawer-close', 'faucet-open'), 2, seed=500_000,
                 settings=DirectSettings(replan_steps=1, max_steps=250))
     report = evaluate_direct(plan, source=expert, console=quiet)
@@ -136,7 +139,7 @@ def test_the_expert_succeeds_through_the_loop(contract, quiet):
     assert report.timing.late_tick_fraction is None
 
 
-def test_two_workers_find_what_one_finds(contract):
+def test_two_workers_find_what_one_finds(contract: RobotContract):
     orders = [Episode('drawer-close', seed, TASKS['drawer-close']) for seed in (1, 2)]
     settings = DirectSettings(replan_steps=1, max_steps=150)
     alone, shared = ([result for result, _ in run_episodes(contract, expert, orders, settings, workers=workers)]
@@ -144,7 +147,7 @@ def test_two_workers_find_what_one_finds(contract):
     assert alone == shared and all(result.success for result in alone)
 
 
-def test_wrong_plans_are_refused_by_name(contract):
+def test_wrong_plans_are_refused_by_name(contract: RobotContract):
     with pytest.raises(ConfigError, match="'faucet-opne'.*'faucet-open'"):
         Plan('c', contract, ('faucet-opne',), 1)
     with pytest.raises(ConfigError, match='episodes'):
@@ -153,14 +156,14 @@ def test_wrong_plans_are_refused_by_name(contract):
         list(run_episodes(contract, expert, [], DirectSettings(), workers=0))
 
 
-def test_words_can_be_replaced_and_blanked(contract):
+def test_words_can_be_replaced_and_blanked(contract: RobotContract):
     own = make_episodes(Plan('c', contract, ('faucet-open', 'drawer-open'), 2, seed=9))
     assert [(e.task, e.seed, e.instruction) for e in own][1:3] == [
         ('faucet-open', 10, TASKS['faucet-open']), ('drawer-open', 9, TASKS['drawer-open'])]
     assert {e.instruction for e in make_episodes(Plan('c', contract, ('drawer-open',), 2, instruction=''))} == {''}
 
 
-def test_the_pair_starts_from_one_scene(contract):
+def test_the_pair_starts_from_one_scene(contract: RobotContract):
     robot = MetaWorldRobot(contract)
     seen = []
     for task in FAUCET_PAIR:
@@ -173,7 +176,7 @@ def test_the_pair_starts_from_one_scene(contract):
 
 
 @pytest.mark.parametrize('task', FAUCET_PAIR)
-def test_the_judge_agrees_with_the_benchmark_at_every_step(contract, task):
+def test_the_judge_agrees_with_the_benchmark_at_every_step(contract: RobotContract, task: str):
     robot = MetaWorldRobot(contract)
     robot.reset(task, 5)
     outcomes = []
@@ -186,7 +189,7 @@ def test_the_judge_agrees_with_the_benchmark_at_every_step(contract, task):
     assert any(outcomes) and not all(outcomes)
 
 
-def test_words_decide_the_motion_of_the_pair(contract, quiet):
+def test_words_decide_the_motion_of_the_pair(contract: RobotContract, quiet: Console):
     plan = Plan('expert', contract, FAUCET_PAIR, 1, seed=3, settings=DirectSettings(replan_steps=1, max_steps=120))
     report = evaluate_pair(plan, source=obedient, console=quiet)
     assert report.rates == {'own_words_own_motion': 1.0, 'other_words_other_motion': 1.0,
@@ -195,7 +198,7 @@ def test_words_decide_the_motion_of_the_pair(contract, quiet):
     assert [count.neither for count in report.counts if count.words == 'empty'] == [1, 1]
 
 
-def obedient(contract, robot):
+def obedient(contract: RobotContract, robot: MetaWorldRobot):
     """Return an expert for whichever faucet task the words name, in either one's scene."""
     return ObedientActor(contract, robot)
 
@@ -203,14 +206,14 @@ def obedient(contract, robot):
 class ObedientActor:
     """Turns the faucet as the words say, whatever the scene's own task is."""
 
-    def __init__(self, contract, robot):
+    def __init__(self, contract: RobotContract, robot: MetaWorldRobot):
         self._twin = MetaWorldRobot(contract)
 
-    def seed(self, seed):
+    def seed(self, seed: int):
         self._started = False
         self._seed = seed
 
-    def act(self, observation):
+    def act(self, observation: Observation):
         task = next((task for task in FAUCET_PAIR if TASKS[task] == observation.instruction), None)
         if task is None:
             return np.zeros((4, 4), np.float32)
@@ -225,7 +228,7 @@ class ObedientActor:
 def test_pair_counts_are_told_apart():
     own, other = (TASKS[task] for task in FAUCET_PAIR)
 
-    def made(words, motion):
+    def made(words: str, motion: str):
         return EpisodeResult('faucet-open', words, 0, False, 50, 500, motion)
 
     report = PairReport.of([made(own, 'faucet-open'), made(own, ''), made(other, 'faucet-close'),

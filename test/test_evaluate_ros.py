@@ -1,5 +1,8 @@
 """Evaluation over ROS: real simulation and executor, plans from the scripted expert in the policy's place."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
 from dataclasses import replace
 import json
 import os
@@ -21,12 +24,12 @@ pytestmark = pytest.mark.ros
 
 
 @pytest.fixture
-def make_graph(ros_environment, tmp_path, monkeypatch):
+def make_graph(ros_environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     tests = str(Path(__file__).parent)
     monkeypatch.setenv('PYTHONPATH', os.pathsep.join(filter(None, [tests, os.environ.get('PYTHONPATH')])))
     contract = RobotContract.load(find_contract('metaworld'))
 
-    def make(*tasks, **settings):
+    def make(*tasks: str, **settings: object):
         values = {'instruction': None, 'episodes': 1, 'max_steps': 200, 'blank_images': False, **settings}
         loop = DirectSettings(max_steps=values.pop('max_steps'), blank_images=values.pop('blank_images'))
         return ExpertGraph(Plan('expert', contract, tasks, seed=500_000, settings=loop, **values), tmp_path)
@@ -43,7 +46,7 @@ def descendants():
     return [process for process in psutil.Process().children(recursive=True) if process.status() != 'zombie']
 
 
-def test_the_expert_succeeds_over_ros(make_graph, quiet):
+def test_the_expert_succeeds_over_ros(make_graph: Callable[..., ExpertGraph], quiet: Console):
     graph = make_graph('drawer-close', 'faucet-open', episodes=2)
     before = len(descendants())
     report = evaluate_over_ros(graph, quiet)
@@ -58,18 +61,18 @@ def test_the_expert_succeeds_over_ros(make_graph, quiet):
     assert values['mode'] == 'ros' and values['control_hz'] == timing.control_hz
 
 
-def test_an_empty_instruction_leaves_the_robot_where_it_is(make_graph, quiet):
+def test_an_empty_instruction_leaves_the_robot_where_it_is(make_graph: Callable[..., ExpertGraph], quiet: Console):
     report = evaluate_over_ros(make_graph('drawer-close', instruction='', max_steps=20), quiet)
     assert report.tasks['drawer-close'].successes == 0
     assert report.episodes[0].steps >= 20
 
 
-def test_unknown_words_end_the_evaluation_with_the_policys_reason(make_graph, quiet):
+def test_unknown_words_end_the_evaluation_with_the_reason(make_graph: Callable[..., ExpertGraph], quiet: Console):
     with pytest.raises(FlowVLAError, match="unknown words in 'fly away'"):
         evaluate_over_ros(make_graph('drawer-close', instruction='fly away'), quiet)
 
 
-def test_a_node_that_ends_is_named_with_its_last_words(make_graph, quiet):
+def test_a_node_that_ends_is_named_with_its_last_words(make_graph: Callable[..., ExpertGraph], quiet: Console):
     graph = make_graph('drawer-close')
 
     class Broken(ExpertGraph):
@@ -83,7 +86,7 @@ def test_a_node_that_ends_is_named_with_its_last_words(make_graph, quiet):
     assert len(descendants()) == before
 
 
-def test_the_nodes_are_told_what_the_plan_says(make_graph):
+def test_the_nodes_are_told_what_the_plan_says(make_graph: Callable[..., ExpertGraph]):
     graph = make_graph('drawer-close', instruction='', blank_images=True, steps=3)
     specs = {spec.name: spec.parameters for spec in graph.specs()}
     policy = specs['policy']
@@ -93,14 +96,14 @@ def test_the_nodes_are_told_what_the_plan_says(make_graph):
     assert specs['executor']['use_sim_time'] and 'use_sim_time' not in specs['sim']
 
 
-def test_a_missing_checkpoint_is_named(tmp_path):
+def test_a_missing_checkpoint_is_named(tmp_path: Path):
     with pytest.raises(CheckpointError, match='nowhere'):
         checkpoint_folder(tmp_path / 'nowhere')
     if default_checkpoint().is_dir():
         assert checkpoint_folder(None) == default_checkpoint()
 
 
-def test_processes_end_with_the_block(make_graph):
+def test_processes_end_with_the_block(make_graph: Callable[..., ExpertGraph]):
     before = len(descendants())
     with ManagedProcesses(logs=make_graph('drawer-close').logs) as processes:
         for spec in make_graph('drawer-close').specs():

@@ -136,12 +136,27 @@ def test_emergency_stop_latches_and_the_old_plan_is_gone_after_reset() -> None:
     assert not follower.accept(make_chunk(*[0.1] * 20, stamp=NOW + DT), NOW + DT)
     command = follower.command(NOW + DT, MEASURED)
     assert (command.state, command.code, command.values[0]) == (ExecutionState.STOPPED, Code.EMERGENCY_STOP, 0)
-    follower.clear()
     assert follower.command(NOW + 2 * DT, MEASURED).state == ExecutionState.STOPPED
     follower.reset_estop()
     assert follower.command(NOW + 3 * DT, MEASURED).code == Code.NO_CHUNK
     assert follower.accept(make_chunk(*[0.1] * 20, stamp=NOW + 4 * DT), NOW + 4 * DT)
     assert follower.command(NOW + 4 * DT, MEASURED).state == ExecutionState.FOLLOWING
+
+
+def test_emergency_stop_outlasts_forgetting() -> None:
+    follower = make_follower()
+    follower.estop()
+    follower.clear()
+    assert follower.command(NOW, MEASURED).state == ExecutionState.STOPPED
+
+
+def test_a_late_tick_or_two_at_one_time_allow_no_bigger_change() -> None:
+    follower = make_follower(control_hz=200.0)
+    follower.accept(make_chunk(*[0.2] * 40), NOW)
+    first, again = (float(follower.command(NOW, MEASURED).values[0]) for _ in range(2))
+    late = float(follower.command(NOW + 2 * DT, MEASURED).values[0])
+    assert first == again == pytest.approx(8.0 * 0.005)
+    assert late - again == pytest.approx(8.0 * 0.005)
 
 
 def test_a_clock_that_jumps_backwards_drops_the_plan_until_the_next_chunk() -> None:
@@ -213,6 +228,7 @@ def test_no_stream_of_chunks_gets_a_command_past_a_bound(events: list, hertz: fl
     follower = make_follower(control_hz=hertz, interpolation=interpolation)
     now, period = NOW, round(1e9 / hertz)
     position, velocity = np.array([0.4, 1.0, 0.1]), np.zeros(3)
+    follower.command(now)
     for what, values, offset, rows in events:
         if what == 'chunk':
             actions = np.outer(np.linspace(-1, 1, rows), values).astype(np.float32)

@@ -1,18 +1,22 @@
 """Plots: the numbers behind them, and that a picture comes out."""
 
+from __future__ import annotations
+
+from pathlib import Path
+
 import numpy as np
 from PIL import Image
 
 from flow_vla_core.evaluation.plots import Motion, plot_latency, plot_motion
 
 
-def motion(chunks=3):
+def motion(chunks: int = 3):
     times = np.arange(20) * 0.05
     return Motion('reach', ['x', 'y'], times, np.ones((20, 2)), times, np.stack([times * 0.1, times * -0.2], 1),
                   np.arange(chunks) * 0.25)
 
 
-def ink(path):
+def ink(path: Path):
     with Image.open(path) as image:
         return int((np.asarray(image.convert('L')) < 128).sum())
 
@@ -23,7 +27,7 @@ def test_measured_velocity_is_the_slope_of_the_position():
     np.testing.assert_allclose(velocities, np.tile([0.1, -0.2], (19, 1)), atol=1e-9)
 
 
-def test_the_motion_is_drawn_with_the_borders_of_its_chunks(tmp_path):
+def test_the_motion_is_drawn_with_the_borders_of_its_chunks(tmp_path: Path):
     plot_motion(tmp_path / 'new' / 'with.png', motion(3))
     plot_motion(tmp_path / 'without.png', motion(0))
     with_borders, without = (np.asarray(Image.open(tmp_path / name)) for name in ('new/with.png', 'without.png'))
@@ -31,7 +35,7 @@ def test_the_motion_is_drawn_with_the_borders_of_its_chunks(tmp_path):
     assert (with_borders != without).any()
 
 
-def test_delays_are_drawn_and_empty_ones_are_left_out(tmp_path):
+def test_delays_are_drawn_and_empty_ones_are_left_out(tmp_path: Path):
     random = np.random.default_rng(0)
     plot_latency(tmp_path / 'one.png', {'chunk': random.normal(20, 2, 300), 'none': []})
     plot_latency(tmp_path / 'two.png', {'chunk': random.normal(20, 2, 300), 'more': [1.0, 2.0]})
@@ -40,6 +44,6 @@ def test_delays_are_drawn_and_empty_ones_are_left_out(tmp_path):
     assert ink(tmp_path / 'one.png') > 1000
 
 
-def test_no_delays_at_all_still_leave_a_picture(tmp_path):
+def test_no_delays_at_all_still_leave_a_picture(tmp_path: Path):
     plot_latency(tmp_path / 'a.png', {})
     assert (tmp_path / 'a.png').stat().st_size > 0

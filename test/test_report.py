@@ -1,7 +1,11 @@
 """Reports: percentiles, intervals, sums by task, and the file that they end in."""
 
+from __future__ import annotations
+
+import io
 import json
 import math
+from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,20 +25,20 @@ from flow_vla_core.evaluation.report import (
 )
 
 
-def result(task='reach', success=True, seed=0, steps=60, instruction='go'):
+def result(task: str = 'reach', success: bool = True, seed: int = 0, steps: int = 60, instruction: str = 'go'):
     return EpisodeResult(task, instruction, seed, success, steps, 500)
 
 
-def report(episodes, timing=Timing()):
+def report(episodes: list[EpisodeResult], timing: Timing = Timing()):
     return Report(mode='direct', checkpoint='c', contract='metaworld@0', seed=3, max_steps=500, instruction=None,
                   blank_images=False, tasks=summarise(episodes), timing=timing, seconds=1.5, episodes=episodes)
 
 
 @given(st.lists(st.floats(0, 1e4), min_size=1, max_size=200))
-def test_percentiles_are_the_ranks_interpolated_linearly(values):
+def test_percentiles_are_the_ranks_interpolated_linearly(values: list[float]):
     found = Percentiles.of(values)
 
-    def by_hand(q):
+    def by_hand(q: float):
         place = q * (len(values) - 1)
         low, high = math.floor(place), math.ceil(place)
         ranked = sorted(values)
@@ -51,7 +55,7 @@ def test_no_delays_have_no_percentiles():
 
 
 @pytest.mark.parametrize('successes, trials', [(0, 20), (7, 20), (20, 20), (1, 1), (160, 200)])
-def test_wilson_interval_solves_its_equation(successes, trials):
+def test_wilson_interval_solves_its_equation(successes: int, trials: int):
     low, high = wilson_interval(successes, trials)
     rate, z = successes / trials, 1.959964
     for bound in (low, high):
@@ -76,7 +80,7 @@ def test_one_task_with_two_instructions_is_refused():
         summarise([result(), result(instruction='come')])
 
 
-def test_the_file_has_what_readers_rely_on(tmp_path):
+def test_the_file_has_what_readers_rely_on(tmp_path: Path):
     timing = Timing(Percentiles.of([10.0, 20.0]), Percentiles.of([60.0]), 0.002, 19.99, 4000)
     values = json.loads(report([result(), result(seed=1, success=False)], timing).write(tmp_path / 'new').read_text())
     task = values['tasks']['reach']
@@ -90,14 +94,14 @@ def test_the_file_has_what_readers_rely_on(tmp_path):
     assert [episode['seed'] for episode in values['episodes']] == [0, 1]
 
 
-def test_what_was_not_measured_is_null(tmp_path):
+def test_what_was_not_measured_is_null(tmp_path: Path):
     values = json.loads(report([result()]).write(tmp_path).read_text())
     for key in ('chunk_ms', 'camera_to_command_ms', 'late_tick_fraction', 'control_hz'):
         assert values[key] is None
 
 
 def test_the_table_shows_rates_and_delays():
-    console = Console(width=140, record=True, quiet=False, file=open('/dev/null', 'w'))
+    console = Console(width=140, record=True, file=io.StringIO())
     console.print(report([result(), result(seed=1, success=False)],
                          Timing(Percentiles.of([12.0]), None, 0.0025, 20.0, 400)).table())
     text = console.export_text()

@@ -1,6 +1,9 @@
 """Videos are opened with another reader and looked into."""
 
+from __future__ import annotations
+
 import math
+from pathlib import Path
 
 import av
 import numpy as np
@@ -10,7 +13,7 @@ import pytest
 from flow_vla_core.evaluation.video import VideoWriter, compose, write_gif
 
 
-def views(level=200, size=(24, 32)):
+def views(level: int = 200, size: tuple[int, int] = (24, 32)):
     return [np.full((*size, 3), level, np.uint8), np.zeros((*size, 3), np.uint8)]
 
 
@@ -23,12 +26,12 @@ def test_views_stand_side_by_side_above_the_words():
 
 
 @pytest.mark.parametrize('size', [(23, 31), (24, 31)])
-def test_sides_are_even(size):
+def test_sides_are_even(size: tuple[int, int]):
     frame = compose(views(size=size)[:1], 'x', scale=1)
     assert frame.shape[0] % 2 == 0 and frame.shape[1] % 2 == 0
 
 
-def test_a_video_holds_every_frame(tmp_path):
+def test_a_video_holds_every_frame(tmp_path: Path):
     levels = range(0, 250, 10)
     with VideoWriter(tmp_path / 'a.mp4', 20.0) as video:
         for level in levels:
@@ -41,7 +44,7 @@ def test_a_video_holds_every_frame(tmp_path):
         assert abs(frame[:40, :50].mean() - level) < 6
 
 
-def test_a_gif_is_thinned_out_until_it_is_small(tmp_path):
+def test_a_gif_is_thinned_out_until_it_is_small(tmp_path: Path):
     random = np.random.default_rng(0)
     frames = [random.integers(0, 255, (40, 60, 3), np.uint8) for _ in range(16)]
     assert write_gif(tmp_path / 'all.gif', frames, 0.1, 10 ** 9) == 16
@@ -53,6 +56,6 @@ def test_a_gif_is_thinned_out_until_it_is_small(tmp_path):
         assert image.info['duration'] == 100 * math.ceil(16 / kept)
 
 
-def test_no_frames_make_no_gif(tmp_path):
+def test_no_frames_make_no_gif(tmp_path: Path):
     assert write_gif(tmp_path / 'a.gif', [], 0.1, 1000) == 0
     assert not (tmp_path / 'a.gif').exists()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+import logging
 from pathlib import Path
 
 import numpy as np
 
-from flow_vla_core.align import StreamBuffer, Synchroniser
+from flow_vla_core.align import Aligned, StreamBuffer, Synchroniser
 from flow_vla_core.contract import ActionPart, Camera, RobotContract, StateStream
 from flow_vla_core.data.bag_reader import Bag, read_bag
 from flow_vla_core.errors import DataError, ObservationError
@@ -32,7 +33,7 @@ class Episode:
         task: free label.
         outcome: ``success``, ``failure`` or ``unknown``.
         source: the bag.
-        complete: False if the bag was cut off.
+        complete: False if the bag was cut off or has a gap; a warning said so.
     """
 
     stamps: np.ndarray
@@ -54,7 +55,8 @@ def read_episode(bag_folder: Path, contract: RobotContract) -> Episode:
 
     Observations are those that a live `Synchroniser` would have selected at the grid times. An action is the newest
     command at or before its grid time. The grid begins when every stream and every command has been seen and ends with
-    the last reference time that has a command; nothing looks ahead.
+    the last reference time that has a command; nothing looks ahead. Of a bag in which a stream has a gap, longer than
+    its ``max_skew`` allows, the longest stretch without one is used.
 
     Args:
         bag_folder: a rosbag2 folder.
@@ -68,13 +70,15 @@ def read_episode(bag_folder: Path, contract: RobotContract) -> Episode:
                for stream in contract.streams}
     synchroniser = _synchronise(bag, contract, streams)
     commands = [_commands(bag, part) for part in contract.actions]
-    stamps = _grid(bag, synchroniser, commands, contract.rates.policy_dt_ns)
-    images, state = _observe(bag, contract, streams, synchroniser, stamps)
+    grid = _grid(bag, synchroniser, commands, contract.rates.policy_dt_ns)
+    selected = _select(bag, synchroniser, grid)
+    images, state = _observe(bag, contract, streams, selected)
+    stamps = np.array([aligned.stamp for aligned in selected], np.int64)
     actions = np.stack([np.concatenate([buffer.at_or_before(int(time))[1] for buffer in commands]) for time in stamps])
     outcome = bag.marks.get('outcome', 'unknown')
     return Episode(stamps, images, state, actions, _instruction(bag, contract, int(stamps[0])),
                    str(bag.marks.get('task', '')), outcome if outcome in OUTCOMES else 'unknown', bag.path,
-                   bag.complete)
+                   bag.complete and len(stamps) == len(grid))
 
 
 def _synchronise(bag: Bag, contract: RobotContract, topics: Mapping[str, str]) -> Synchroniser:
@@ -111,24 +115,36 @@ def _grid(bag: Bag, synchroniser: Synchroniser, commands: list[StreamBuffer], st
     return np.arange(start, end + 1, step, dtype=np.int64)
 
 
-def _observe(bag: Bag, contract: RobotContract, topics: Mapping[str, str], synchroniser: Synchroniser,
-             stamps: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    images = {camera.name: np.empty((len(stamps), *camera.size, camera.channels), np.uint8)
-              for camera in contract.cameras}
-    state = np.empty((len(stamps), contract.state_dim), np.float32)
-    targets = {**images, **{name: state[:, place] for name, place in contract.state_slices.items()}}
-    for index, samples in enumerate(_select(bag, synchroniser, stamps)):
-        for stream in contract.streams:
-            targets[stream.name][index] = _decode(bag, topics[stream.name], stream, samples[stream.name][0][1])
-    return images, state
-
-
-def _select(bag: Bag, synchroniser: Synchroniser, stamps: np.ndarray) -> Iterator[Mapping[str, tuple]]:
-    for time in stamps:
+def _select(bag: Bag, synchroniser: Synchroniser, grid: np.ndarray) -> list[Aligned]:
+    """Select at every grid time; where a stream has a gap, keep the longest stretch without one."""
+    stretches: list[list[Aligned]] = [[]]
+    problem: ObservationError | None = None
+    for time in grid:
         try:
-            yield synchroniser.select(int(time)).samples
+            stretches[-1].append(synchroniser.select(int(time)))
         except ObservationError as error:
-            raise DataError(f'{bag.path}: at {time / 1e9:.3f} s: {error}') from error
+            problem = problem or error
+            stretches.append([])
+    longest = max(stretches, key=len)
+    if not longest:
+        raise DataError(f'{bag.path}: {problem}')
+    if problem is not None:
+        logging.getLogger(__name__).warning('%s: %s; kept the longest stretch without a gap, %d of %d steps', bag.path,
+                                            problem, len(longest), len(grid))
+    return longest
+
+
+def _observe(bag: Bag, contract: RobotContract, topics: Mapping[str, str],
+             selected: list[Aligned]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    images = {camera.name: np.empty((len(selected), *camera.size, camera.channels), np.uint8)
+              for camera in contract.cameras}
+    state = np.empty((len(selected), contract.state_dim), np.float32)
+    targets = {**images, **{name: state[:, place] for name, place in contract.state_slices.items()}}
+    for index, aligned in enumerate(selected):
+        for stream in contract.streams:
+            data = aligned.samples[stream.name][0][1]
+            targets[stream.name][index] = _decode(bag, topics[stream.name], stream, data)
+    return images, state
 
 
 def _decode(bag: Bag, topic: str, stream: Camera | StateStream, data: bytes) -> np.ndarray:

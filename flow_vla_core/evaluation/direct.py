@@ -207,7 +207,8 @@ def run_episodes(contract: RobotContract, source: Callable, episodes: list[Episo
         yield from pool.map(_run_in_worker, episodes)
 
 
-def _make_loop(contract: RobotContract, source: Callable, settings: DirectSettings, motion: Callable | None) -> DirectLoop:
+def _make_loop(contract: RobotContract, source: Callable, settings: DirectSettings,
+               motion: Callable | None) -> DirectLoop:
     robot = MetaWorldRobot(contract)
     return DirectLoop(contract, robot, source(contract, robot), settings, motion)
 

@@ -37,7 +37,8 @@ class Motion:
     def velocities(self) -> tuple[np.ndarray, np.ndarray]:
         """Measured velocity (M - 1, N) in m/s, and the middle of the interval (M - 1,) that each one was taken over."""
         steps = np.diff(self.position_times)
-        return (self.position_times[:-1] + self.position_times[1:]) / 2, np.diff(self.positions, axis=0) / steps[:, None]
+        middles = (self.position_times[:-1] + self.position_times[1:]) / 2
+        return middles, np.diff(self.positions, axis=0) / steps[:, None]
 
 
 def plot_motion(path: Path, motion: Motion) -> None:

@@ -85,7 +85,8 @@ def evaluate_direct(plan: Plan, *, source: Callable | None = None, workers: int 
                   max_steps=plan.settings.max_steps, instruction=plan.instruction,
                   blank_images=plan.settings.blank_images, tasks=summarise(progress.results),
                   timing=Timing(chunk_ms=Percentiles.of(generation_ms)), seconds=time.monotonic() - start,
-                  episodes=progress.results, settings={**asdict(plan.settings), 'steps': plan.steps, 'workers': workers})
+                  episodes=progress.results,
+                  settings={**asdict(plan.settings), 'steps': plan.steps, 'workers': workers})
 
 
 def evaluate_pair(plan: Plan, *, source: Callable | None = None, workers: int = 1, device: str = 'auto',

@@ -13,7 +13,8 @@ from PIL import Image, ImageDraw, ImageFont
 __all__ = ['VideoWriter', 'compose', 'write_gif']
 
 BAR = 40  # rows of the bar below the pictures, at scale 2
-COLOURS: Mapping[str, tuple[int, int, int]] = {'': (235, 235, 235), 'success': (120, 220, 130), 'failure': (240, 120, 110)}
+COLOURS: Mapping[str, tuple[int, int, int]] = {
+    '': (235, 235, 235), 'success': (120, 220, 130), 'failure': (240, 120, 110)}
 
 
 def compose(views: Sequence[np.ndarray], caption: str, outcome: str = '', scale: int = 2) -> np.ndarray:
@@ -67,7 +68,8 @@ class VideoWriter:
         """Append one frame (Y, X, 3) uint8; all have the size of the first."""
         import av
         if self._stream is None:
-            self._stream = self._container.add_stream('libx264', self._rate, options={'preset': 'veryfast', 'crf': '23'})
+            options = {'preset': 'veryfast', 'crf': '23'}
+            self._stream = self._container.add_stream('libx264', self._rate, options=options)
             self._stream.height, self._stream.width = frame.shape[:2]
             self._stream.pix_fmt = 'yuv420p'
         self._container.mux(self._stream.encode(av.VideoFrame.from_ndarray(frame, 'rgb24')))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flow_vla_core.data import Windows
+from flow_vla_core.data.windows import Windows
 from flow_vla_core.encoders import Vocabulary
 from flow_vla_core.transforms import random_shift
 from flow_vla_core.types import Batch
@@ -30,12 +30,12 @@ class Feeder:
     @property
     def groups(self) -> Tensor:
         """(N,) the instruction of each window, as a number."""
-        return self._instruction[self.windows.gather_episode()]
+        return self._instruction[torch.as_tensor(self.windows.episode_of)]
 
     def batch(self, indices: Tensor) -> tuple[Batch, Tensor, Tensor]:
         """Return observations, actions (B, H, A) and mask (B, H)."""
-        found = self.windows.gather(indices)
-        return Batch(found.images, found.state, self._words[found.episode]), found.actions, found.mask
+        images, state, actions, mask, episode = self.windows.gather(indices)
+        return Batch(images, state, self._words[episode]), actions, mask
 
     def augmented(self, indices: Tensor, shift: int, state_noise: Tensor,
                   generator: torch.Generator) -> tuple[Batch, Tensor, Tensor]:

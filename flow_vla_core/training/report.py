@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from flow_vla_core.config import to_values
-from flow_vla_core.data import Windows
+from flow_vla_core.data.windows import Windows
 from flow_vla_core.policy import FlowVLA
 from flow_vla_core.training.config import TrainConfig
 

@@ -1,0 +1,126 @@
+"""The command `flow-vla train`: bags in, checkpoint out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+import os
+from pathlib import Path
+import signal
+from typing import Annotated, Any
+
+from rich.console import Console
+from rich.progress import track
+import torch
+import typer
+
+from flow_vla_core.config import from_values, load_yaml
+from flow_vla_core.contract import RobotContract, config_folder, find_contract
+from flow_vla_core.data.episode import Episode
+from flow_vla_core.data.windows import Windows
+from flow_vla_core.encoders import Vocabulary
+from flow_vla_core.errors import ConfigError, closest
+from flow_vla_core.policy import FlowVLA
+from flow_vla_core.training.config import TrainConfig
+from flow_vla_core.training.episodes import choose_bags, hold_out, load_episodes
+from flow_vla_core.training.trainer import RESUME, FlowTrainer
+from flow_vla_core.transforms import Statistics
+
+__all__ = ['build_policy', 'load_config', 'train']
+
+
+def train(
+    contract: Annotated[str, typer.Option(help='Robot contract: a file, or a name in config/robots.')],
+    bags: Annotated[list[Path], typer.Option(help='Folder below which the bags lie; may be given several times.')],
+    out: Annotated[Path, typer.Option(help='Folder of the run.')],
+    config: Annotated[str | None, typer.Option(
+        help='Settings: a file, or a name in config/train; without it the defaults.')] = None,
+    resume: Annotated[bool, typer.Option(help='Go on from the last checkpoint in the folder of the run.')] = False,
+    steps: Annotated[int | None, typer.Option(help='In place of the settings.')] = None,
+    batch_size: Annotated[int | None, typer.Option(help='In place of the settings.')] = None,
+    seed: Annotated[int | None, typer.Option(help='In place of the settings.')] = None,
+    outcome: Annotated[list[str], typer.Option(help='Train on episodes with this outcome; may be repeated.')] = ['success'],  # noqa: B006
+    threads: Annotated[int, typer.Option(help='Threads of torch; 0 takes all cores.')] = 0,
+    workers: Annotated[int, typer.Option(help='Processes that read bags; 0 takes all cores.')] = 0,
+    device: Annotated[str, typer.Option(help='auto, cpu or cuda.')] = 'auto',
+) -> None:
+    """Train a policy from recorded bags; stop it at any time and go on with --resume."""
+    console = Console()
+    cores = os.cpu_count() or 1
+    torch.set_num_threads(threads or cores)
+    settings = load_config(config, steps=steps, batch_size=batch_size, seed=seed)
+    _check_folder(out, resume)
+    robot = RobotContract.load(find_contract(contract))
+    episodes = _read(bags, robot, outcome, workers or cores, console)
+    learn, held = hold_out(episodes, settings.holdout, settings.seed)
+    shape = (settings.policy.horizon, robot.history)
+    trainer = FlowTrainer(build_policy(settings, robot, learn), settings, Windows(learn, *shape),
+                          Windows(held, *shape) if held else None, out, _device(device), console)
+    if resume:
+        trainer.resume()
+    with _stop_on_signals(trainer):
+        trainer.run()
+    console.print(f'step {trainer.step} of {settings.steps}: {out / "checkpoint"}', soft_wrap=True)
+
+
+def load_config(name: str | None, **changes: Any) -> TrainConfig:
+    """Read settings from a file or from ``config/train``; changes that are not None come on top.
+
+    Raises:
+        ConfigError: if there are none of that name, or something in them is wrong; names the key.
+    """
+    config = TrainConfig()
+    if name is not None:
+        folder = config_folder() / 'train'
+        path = Path(name) if Path(name).suffix in ('.yaml', '.yml') else folder / f'{name}.yaml'
+        if not path.is_file():
+            raise ConfigError(f'no settings {name!r}; {closest(name, [p.stem for p in folder.glob("*.yaml")])}')
+        config = from_values(TrainConfig, load_yaml(path), path.name)
+    return replace(config, **{key: value for key, value in changes.items() if value is not None})
+
+
+def build_policy(config: TrainConfig, contract: RobotContract, episodes: Sequence[Episode]) -> FlowVLA:
+    """Make an untrained policy with the statistics and the words of the episodes; the seed gives its weights."""
+    statistics = {name: Statistics.of(torch.cat([torch.from_numpy(getattr(episode, name)) for episode in episodes]))
+                  for name in ('state', 'actions')}
+    vocabulary = Vocabulary.from_instructions(episode.instruction for episode in episodes)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return FlowVLA.create(config.policy, contract, statistics, vocabulary)
+
+
+def _read(folders: Sequence[Path], contract: RobotContract, outcomes: Sequence[str], workers: int,
+          console: Console) -> list[Episode]:
+    chosen, others = choose_bags(folders, outcomes)
+    console.print(f'{len(chosen)} bags with the outcome {" or ".join(outcomes)}, {len(others)} others left out')
+    if not console.is_terminal:
+        return load_episodes(chosen, contract, workers)
+    bar = iter(track(range(len(chosen)), 'reading', console=console))
+    next(bar)
+    return load_episodes(chosen, contract, workers, lambda _: next(bar, None))
+
+
+def _check_folder(out: Path, resume: bool) -> None:
+    there = (out / RESUME).exists()
+    if there and not resume:
+        raise ConfigError(f'{out} holds a run already; go on with --resume, or choose another folder')
+
+
+def _device(name: str) -> str:
+    allowed = ('auto', 'cpu', 'cuda')
+    if name not in allowed:
+        raise ConfigError(f'no device {name!r}; {closest(name, allowed)}')
+    return name if name != 'auto' else 'cuda' if torch.cuda.is_available() else 'cpu'
+
+
+@contextmanager
+def _stop_on_signals(trainer: FlowTrainer) -> Iterator[None]:
+    """Let SIGINT and SIGTERM end the training after the step that it is at, with everything saved."""
+    names = (signal.SIGINT, signal.SIGTERM)
+    before = {name: signal.signal(name, lambda *_: trainer.stop()) for name in names}
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)

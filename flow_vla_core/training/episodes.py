@@ -1,0 +1,87 @@
+"""Bags as episodes to train on and to validate on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+import multiprocessing
+from pathlib import Path
+
+import numpy as np
+
+from flow_vla_core.contract import RobotContract
+from flow_vla_core.data.bags import find_bags, read_metadata
+from flow_vla_core.data.episode import Episode, read_episode
+from flow_vla_core.errors import DataError, closest
+
+__all__ = ['OUTCOMES', 'choose_bags', 'hold_out', 'load_episodes']
+
+OUTCOMES = ('success', 'failure', 'unknown')
+
+
+def choose_bags(folders: Iterable[Path], outcomes: Sequence[str] = ('success',)) -> tuple[list[Path], list[Path]]:
+    """Find the bags below some folders; return those with a wanted outcome, and the rest.
+
+    Raises:
+        DataError: if a folder is missing or holds no bag, a bag can't be read, an outcome is unknown or none is left.
+    """
+    for outcome in outcomes:
+        if outcome not in OUTCOMES:
+            raise DataError(f'no outcome {outcome!r}; {closest(outcome, OUTCOMES)}')
+    bags: list[Path] = []
+    for folder in map(Path, folders):
+        if not folder.is_dir():
+            raise DataError(f'{folder}: no such folder')
+        found = find_bags(folder)
+        if not found:
+            raise DataError(f'{folder}: holds no rosbag2 folder')
+        bags += found
+    wanted = [bag for bag in bags if read_metadata(bag).get('outcome', 'unknown') in outcomes]
+    if not wanted:
+        raise DataError(f'{len(bags)} bags, none with the outcome {" or ".join(outcomes)}')
+    return wanted, [bag for bag in bags if bag not in set(wanted)]
+
+
+def load_episodes(bags: Sequence[Path], contract: RobotContract, workers: int = 1,
+                  done: Callable[[Episode], None] = lambda episode: None) -> list[Episode]:
+    """Read bags in several processes, in order; ``done`` hears of each.
+
+    Raises:
+        DataError: for the first bag that can't be used.
+    """
+    read = partial(read_episode, contract=contract)
+    if workers <= 1:
+        return [_tell(episode, done) for episode in map(read, bags)]
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context('spawn')) as pool:
+        try:
+            return [_tell(episode, done) for episode in pool.map(read, bags, chunksize=4)]
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def hold_out(episodes: Sequence[Episode], share: float, seed: int) -> tuple[list[Episode], list[Episode]]:
+    """Split episodes into those to train on and those to validate on, each instruction by the same share.
+
+    An instruction with a single episode keeps it for training; otherwise, with a share above 0, at least one is kept
+    for validation.
+
+    Args:
+        episodes: in an order that does not change.
+        share: for validation, from 0 to below 1.
+        seed: of the choice.
+    """
+    random = np.random.default_rng(seed)
+    held: set[int] = set()
+    for text in sorted({episode.instruction for episode in episodes}):
+        numbers = [index for index, episode in enumerate(episodes) if episode.instruction == text]
+        count = min(max(1, round(share * len(numbers))), len(numbers) - 1) if share > 0 else 0
+        held |= set(random.permutation(numbers)[:count].tolist())
+    return ([episode for index, episode in enumerate(episodes) if index not in held],
+            [episode for index, episode in enumerate(episodes) if index in held])
+
+
+def _tell(episode: Episode, done: Callable[[Episode], None]) -> Episode:
+    done(episode)
+    return episode
