@@ -34,7 +34,7 @@ class NetworkConfig:
 
     kind: str = 'transformer'
     width: int = 128
-    depth: int = 4
+    depth: int = 3
     heads: int = 4
 
     def build(self, horizon: int, action_dim: int, condition_dim: int) -> nn.Module:
@@ -140,9 +140,18 @@ class FlowVLA(nn.Module):
         return self.generator.loss(self.normalise_actions(actions), condition, mask, generator)
 
     def sample(self, batch: Batch, *, noise: Tensor | None = None, steps: int | None = None,
-               generator: torch.Generator | None = None) -> Tensor:
-        """Make chunks (B, H, A) in the contract's units; ``noise`` (B, H, A) is drawn if not given."""
-        made = self.generator.sample(self.encode(batch), noise=noise, steps=steps, generator=generator)
+               prefix: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+        """Make chunks (B, H, A) in the contract's units.
+
+        Args:
+            batch: what was observed.
+            noise: (B, H, A) to begin from; drawn if not given.
+            steps: solver steps; None takes the configured number.
+            prefix: (B, D, A) in the contract's units, actions that the chunks begin with.
+            generator: source of randomness.
+        """
+        known = None if prefix is None else self.normalise_actions(prefix)
+        made = self.generator.sample(self.encode(batch), noise=noise, steps=steps, prefix=known, generator=generator)
         return self.normalise_actions.inverse(made)
 
     def encode(self, batch: Batch) -> Condition:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+import itertools
 import os
 from pathlib import Path
+import shutil
 import time
 from typing import Annotated
 
 import typer
 
+from flow_vla_core.contract import RobotContract, find_contract
 from flow_vla_core.errors import ConfigError, FlowVLAError, closest
 from flow_vla_core.simulation.metaworld import MAX_STEPS, TASKS
 
@@ -59,7 +62,7 @@ def capture_demos(
             **common, 'lockstep': True, 'execution_noise': noise, 'task': names[0], 'seed': seed}))
         processes.start(node_spec('expert', use_sim_time=True, parameters={**common, 'hold_steps': hold_steps}))
         processes.start(node_spec('recorder', use_sim_time=True, parameters={**common, 'folder': str(out)}))
-        with _Director(hold_steps) as director:
+        with _Director(RobotContract.load(find_contract(contract)), hold_steps) as director:
             for name in names:
                 _capture_task(director, name, episodes, seed, out)
 
@@ -67,7 +70,7 @@ def capture_demos(
 def _capture_task(director: _Director, task: str, episodes: int, seed: int, out: Path) -> None:
     kept = _recorded_seeds(out, task)
     started, frames = time.monotonic(), 0
-    candidates = (Demonstration(task, s) for s in _unused(seed, kept))
+    candidates = (Demonstration(task, unused) for unused in _unused(seed, tuple(kept)))
     while len(kept) < episodes:
         demonstration = next(candidates)
         steps = director.record(demonstration)
@@ -89,16 +92,23 @@ def _recorded_seeds(out: Path, task: str) -> list[int]:
 
 
 def _unused(first: int, taken: Sequence[int]) -> Iterator[int]:
-    start = max([first - 1, *taken]) + 1
-    while True:
-        yield start
-        start += 1
+    return (seed for seed in itertools.count(first) if seed not in taken)
+
+
+def lost_messages(folder: Path, contract: RobotContract) -> int:
+    """Count the steps of the simulation that a bag lacks, over all streams and commands."""
+    from flow_vla_core.data.bag_reader import read_bag
+    bag = read_bag(folder)
+    topics = [bag.find(stream.topic, getattr(stream, 'message', 'sensor_msgs/Image')) for stream in contract.streams]
+    topics += [bag.find(part.topic, part.message) for part in contract.actions]
+    stamps = [sorted(stamp for stamp, _ in bag.stamped(topic)) for topic in topics]
+    return sum(round((row[-1] - row[0]) / contract.rates.policy_dt_ns) + 1 - len(row) for row in stamps)
 
 
 class _Director:
     """Says when an episode begins and ends, by the services of the three nodes."""
 
-    def __init__(self, hold_steps: int) -> None:
+    def __init__(self, contract: RobotContract, hold_steps: int) -> None:
         import rclpy
         from std_srvs.srv import SetBool
 
@@ -111,7 +121,7 @@ class _Director:
         self._node = rclpy.create_node('capture_director', context=self._context)
         self._spinner = rclpy.executors.SingleThreadedExecutor(context=self._context)
         self._spinner.add_node(self._node)
-        self._hold_steps = hold_steps
+        self._contract, self._hold_steps = contract, hold_steps
         self._state: SimulationState | None = None
         self._held = 0
         self._node.create_subscription(SimulationState, 'sim/state', self._on_state, qos.STATE)
@@ -141,7 +151,12 @@ class _Director:
         self._wait(lambda: self._held >= self._hold_steps or self._state.steps >= MAX_STEPS, EPISODE_SECONDS,
                    f'the end of {demonstration.task}')
         success = self._held >= self._hold_steps
-        self._call('recorder/stop', keep=success, outcome=Episode.SUCCESS if success else Episode.FAILURE)
+        answer = self._call('recorder/stop', keep=success, outcome=Episode.SUCCESS if success else Episode.FAILURE)
+        if success and (lost := lost_messages(Path(answer.path), self._contract)):
+            shutil.rmtree(answer.path)
+            typer.echo(f'{demonstration.task} seed {demonstration.seed}: {lost} messages lost on a busy machine, '
+                       'recorded again')
+            return self.record(demonstration)
         return self._state.steps if success else None
 
     def _start_recording(self, demonstration: Demonstration) -> None:

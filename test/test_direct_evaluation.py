@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+import json
+from pathlib import Path
 
+from dummy_policy import save_dummy_policy
 import numpy as np
 import pytest
 from rich.console import Console
@@ -18,6 +21,7 @@ from flow_vla_core.messages import resize_image
 from flow_vla_core.simulation.judges import FAUCET_PAIR, faucet_motion
 from flow_vla_core.simulation.metaworld import TASKS, MetaWorldRobot
 from flow_vla_core.types import Observation
+from flow_vla_ros.cli import main
 
 
 @dataclass
@@ -243,3 +247,39 @@ def test_pair_scenes_of_the_two_tasks_differ():
     assert len(orders) == 12
     assert {o.seed for o in orders if o.task == FAUCET_PAIR[0]}.isdisjoint(
         {o.seed for o in orders if o.task == FAUCET_PAIR[1]})
+
+
+@pytest.fixture(scope='module')
+def checkpoint(contract: RobotContract, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_dummy_policy(tmp_path_factory.mktemp('policy') / 'dummy', contract)
+
+
+def run_direct(checkpoint: Path, out: Path, *arguments: str) -> dict:
+    with pytest.raises(SystemExit) as end:
+        main(['evaluate', '--direct', '--checkpoint', str(checkpoint), '--out', str(out), '--tasks', 'drawer-close',
+              '--episodes', '1', '--max-steps', '6', *arguments])
+    assert end.value.code == 0
+    return json.loads((out / 'report.json').read_text())
+
+
+def test_a_checkpoint_is_evaluated_from_the_command_line(checkpoint: Path, tmp_path: Path) -> None:
+    report = run_direct(checkpoint, tmp_path, '--replan-steps', '2', '--seed', '5')
+    assert report['mode'] == 'direct' and report['checkpoint'] == str(checkpoint)
+    assert report['tasks']['drawer-close']['seeds'] == [5]
+    assert report['chunk_ms']['count'] == 3 and report['chunk_ms']['p50'] > 0
+    assert report['late_tick_fraction'] is None
+
+
+def test_empty_words_and_black_images_are_what_the_report_says(checkpoint: Path, tmp_path: Path) -> None:
+    report = run_direct(checkpoint, tmp_path, '--instruction', '', '--blank-images')
+    assert report['instruction'] == '' and report['blank_images'] is True
+    assert report['tasks']['drawer-close']['instruction'] == ''
+
+
+def test_words_that_the_policy_does_not_know_are_an_error(checkpoint: Path, tmp_path: Path,
+                                                          capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(['evaluate', '--direct', '--checkpoint', str(checkpoint), '--out', str(tmp_path), '--instruction',
+              'paint the fence', '--max-steps', '3', '--episodes', '1'])
+    assert end.value.code == 2
+    assert 'paint' in capsys.readouterr().err

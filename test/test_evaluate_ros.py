@@ -7,7 +7,10 @@ from dataclasses import replace
 import json
 import os
 from pathlib import Path
+import subprocess
+import sys
 
+from dummy_policy import save_dummy_policy
 from expert_demo import ExpertGraph
 import psutil
 import pytest
@@ -94,6 +97,20 @@ def test_the_nodes_are_told_what_the_plan_says(make_graph: Callable[..., ExpertG
     assert policy['replan_steps'] == graph.plan.settings.replan_steps
     assert RobotContract.load(policy['contract']) == graph.plan.contract
     assert specs['executor']['use_sim_time'] and 'use_sim_time' not in specs['sim']
+
+
+def test_a_policy_is_evaluated_from_the_command_line(ros_environment: dict[str, str], tmp_path: Path) -> None:
+    contract = RobotContract.load(find_contract('metaworld'))
+    command = [sys.executable, '-m', 'flow_vla_ros.cli', 'evaluate', '--checkpoint',
+               str(save_dummy_policy(tmp_path / 'policy', contract)), '--out', str(tmp_path / 'out'), '--tasks',
+               'faucet-open', '--episodes', '1', '--max-steps', '40', '--blank-images']
+    done = subprocess.run(command, env=ros_environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads((tmp_path / 'out' / 'report.json').read_text())
+    assert report['mode'] == 'ros' and report['blank_images'] is True
+    assert report['episodes'][0]['steps'] >= 40 and report['chunk_ms']['count'] > 1
+    assert 'blank_images is set' in (tmp_path / 'out' / 'logs' / 'policy.log').read_text()
+    assert 'faucet-open' in done.stdout
 
 
 def test_a_missing_checkpoint_is_named(tmp_path: Path):

@@ -20,7 +20,7 @@ from flow_vla_core.contract import RobotContract, config_folder, find_contract
 from flow_vla_core.data.episode import Episode
 from flow_vla_core.data.windows import Windows
 from flow_vla_core.encoders import Vocabulary
-from flow_vla_core.errors import ConfigError, closest
+from flow_vla_core.errors import ConfigError, DataError, closest
 from flow_vla_core.policy import FlowVLA
 from flow_vla_core.training.config import TrainConfig
 from flow_vla_core.training.episodes import choose_bags, hold_out, load_episodes
@@ -40,7 +40,9 @@ def train(
     steps: Annotated[int | None, typer.Option(help='In place of the settings.')] = None,
     batch_size: Annotated[int | None, typer.Option(help='In place of the settings.')] = None,
     seed: Annotated[int | None, typer.Option(help='In place of the settings.')] = None,
-    outcome: Annotated[list[str], typer.Option(help='Train on episodes with this outcome; may be repeated.')] = ['success'],  # noqa: B006
+    outcome: Annotated[list[str] | None, typer.Option(
+        help='Train on episodes with this outcome, by default success; may be repeated.')] = None,
+    skip_unusable: Annotated[bool, typer.Option(help='Leave out bags that cannot be read, and say why.')] = False,
     threads: Annotated[int, typer.Option(help='Threads of torch; 0 takes all cores.')] = 0,
     workers: Annotated[int, typer.Option(help='Processes that read bags; 0 takes all cores.')] = 0,
     device: Annotated[str, typer.Option(help='auto, cpu or cuda.')] = 'auto',
@@ -52,7 +54,7 @@ def train(
     settings = load_config(config, steps=steps, batch_size=batch_size, seed=seed)
     _check_folder(out, resume)
     robot = RobotContract.load(find_contract(contract))
-    episodes = _read(bags, robot, outcome, workers or cores, console)
+    episodes = _read(bags, robot, outcome or ['success'], workers or cores, skip_unusable, console)
     learn, held = hold_out(episodes, settings.holdout, settings.seed)
     shape = (settings.policy.horizon, robot.history)
     trainer = FlowTrainer(build_policy(settings, robot, learn), settings, Windows(learn, *shape),
@@ -91,14 +93,17 @@ def build_policy(config: TrainConfig, contract: RobotContract, episodes: Sequenc
 
 
 def _read(folders: Sequence[Path], contract: RobotContract, outcomes: Sequence[str], workers: int,
-          console: Console) -> list[Episode]:
+          skip: bool, console: Console) -> list[Episode]:
     chosen, others = choose_bags(folders, outcomes)
     console.print(f'{len(chosen)} bags with the outcome {" or ".join(outcomes)}, {len(others)} others left out')
-    if not console.is_terminal:
-        return load_episodes(chosen, contract, workers)
-    bar = iter(track(range(len(chosen)), 'reading', console=console))
-    next(bar)
-    return load_episodes(chosen, contract, workers, lambda _: next(bar, None))
+
+    def tell(error: DataError) -> None:
+        console.print(f'left out: {error}', soft_wrap=True, markup=False)
+
+    read = load_episodes(chosen, contract, workers, tell if skip else None)
+    episodes = list(track(read, 'reading', len(chosen), console=console, disable=not console.is_terminal))
+    console.print(f'{len(episodes)} episodes, {sum(map(len, episodes))} frames')
+    return episodes
 
 
 def _check_folder(out: Path, resume: bool) -> None:

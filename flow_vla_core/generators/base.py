@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from flow_vla_core.types import Condition
 
-__all__ = ['Generator', 'masked_mean']
+__all__ = ['Generator', 'begin_with', 'masked_mean']
 
 
 class Generator(nn.Module, ABC):
@@ -29,13 +29,14 @@ class Generator(nn.Module, ABC):
 
     @abstractmethod
     def sample(self, condition: Condition, *, noise: Tensor | None = None, steps: int | None = None,
-               generator: torch.Generator | None = None) -> Tensor:
+               prefix: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
         """Make one chunk for each condition: (B, H, A).
 
         Args:
             condition: what to answer.
             noise: (B, H, A) to begin from; drawn if not given.
             steps: effort; None takes the generator's own.
+            prefix: (B, D, A) actions that the chunk begins with, D below H; the rest is made to follow them.
             generator: source of randomness.
         """
 
@@ -46,3 +47,8 @@ def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
         return values.mean()
     weights = mask[..., None].to(values.dtype)
     return (values * weights).sum() / (weights.sum() * values.shape[-1]).clamp(min=1)
+
+
+def begin_with(prefix: Tensor | None, values: Tensor) -> Tensor:
+    """Put (B, D, A) in the place of the first D of (B, H, A)."""
+    return values if prefix is None else torch.cat([prefix.to(values), values[:, prefix.shape[1]:]], 1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from flow_vla_core.errors import ConfigError, closest
-from flow_vla_core.generators.base import Generator, masked_mean
+from flow_vla_core.generators.base import Generator, begin_with, masked_mean
 from flow_vla_core.solvers import SOLVERS, solve
 from flow_vla_core.types import Condition
 
@@ -77,15 +77,18 @@ class FlowMatching(Generator):
         return masked_mean(error.square(), mask)
 
     def sample(self, condition: Condition, *, noise: Tensor | None = None, steps: int | None = None,
-               generator: torch.Generator | None = None) -> Tensor:
-        """Integrate from noise: (B, H, A)."""
+               prefix: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+        """Integrate from noise: (B, H, A). A prefix moves on its own straight path, where the network sees it."""
         vector = condition.vector
-        x = self._noise(len(vector), vector, generator) if noise is None else noise
+        start = self._noise(len(vector), vector, generator) if noise is None else noise
+        known = None if prefix is None else prefix.to(start) - start[:, :prefix.shape[1]]
 
         def velocity(x: Tensor, t: float) -> Tensor:
-            return self.network(x, torch.full((len(x),), t, dtype=x.dtype, device=x.device), condition).to(x.dtype)
+            times = torch.full((len(x),), t, dtype=x.dtype, device=x.device)
+            return begin_with(known, self.network(x, times, condition).to(x.dtype))
 
-        return solve(velocity, x, self.steps if steps is None else steps, self.solver)
+        made = solve(velocity, start, self.steps if steps is None else steps, self.solver)
+        return begin_with(prefix, made)
 
     def _noise(self, count: int, like: Tensor, generator: torch.Generator | None) -> Tensor:
         return torch.randn(count, self.horizon, self.action_dim, generator=generator).to(like)

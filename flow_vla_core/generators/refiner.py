@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from flow_vla_core.generators.base import Generator, masked_mean
+from flow_vla_core.generators.base import Generator, begin_with, masked_mean
 from flow_vla_core.types import Condition
 
 __all__ = ['Refined']
@@ -35,9 +35,10 @@ class Refined(Generator):
         return self.base.loss(actions, condition, mask, generator) + left
 
     def sample(self, condition: Condition, *, noise: Tensor | None = None, steps: int | None = None,
-               generator: torch.Generator | None = None) -> Tensor:
+               prefix: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
         """Make chunks and correct them: (B, H, A)."""
-        return self._correct(self.base.sample(condition, noise=noise, steps=steps, generator=generator), condition)
+        made = self.base.sample(condition, noise=noise, steps=steps, prefix=prefix, generator=generator)
+        return begin_with(prefix, self._correct(made, condition))
 
     def _correct(self, made: Tensor, condition: Condition) -> Tensor:
         end = torch.ones(len(made), dtype=made.dtype, device=made.device)

@@ -31,7 +31,7 @@ class ActionTransformer(nn.Module):
         ConfigError: if ``width`` is no multiple of ``heads``.
     """
 
-    def __init__(self, horizon: int, action_dim: int, condition_dim: int, width: int = 128, depth: int = 4,
+    def __init__(self, horizon: int, action_dim: int, condition_dim: int, width: int = 128, depth: int = 3,
                  heads: int = 4) -> None:
         super().__init__()
         if width % heads:
@@ -70,8 +70,8 @@ class _Block(nn.Module):
         self.modulate = nn.Linear(width, 6 * width)
         self.attend = nn.Linear(width, 3 * width)
         self.join = nn.Linear(width, width)
-        self.layers = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(approximate='tanh'),
-                                    nn.Linear(4 * width, width))
+        self.layers = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(approximate='tanh'),
+                                    nn.Linear(2 * width, width))
         nn.init.zeros_(self.modulate.weight)
         nn.init.zeros_(self.modulate.bias)
 

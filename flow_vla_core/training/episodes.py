@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 import multiprocessing
@@ -44,21 +44,29 @@ def choose_bags(folders: Iterable[Path], outcomes: Sequence[str] = ('success',))
 
 
 def load_episodes(bags: Sequence[Path], contract: RobotContract, workers: int = 1,
-                  done: Callable[[Episode], None] = lambda episode: None) -> list[Episode]:
-    """Read bags in several processes, in order; ``done`` hears of each.
+                  skip: Callable[[DataError], None] | None = None) -> Iterator[Episode]:
+    """Read bags in several processes, in order.
+
+    Args:
+        bags: their folders.
+        contract: says which topics, and how they are read.
+        workers: number of processes; 1 reads in this one.
+        skip: hears why a bag can't be used, and it is left out; without it the first such bag is an error.
 
     Raises:
-        DataError: for the first bag that can't be used.
+        DataError: for the first bag that can't be used, without ``skip``, or if none is left.
     """
-    read = partial(read_episode, contract=contract)
-    if workers <= 1:
-        return [_tell(episode, done) for episode in map(read, bags)]
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context('spawn')) as pool:
-        try:
-            return [_tell(episode, done) for episode in pool.map(read, bags, chunksize=4)]
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    left = 0
+    for found in _read_all(bags, contract, workers):
+        if isinstance(found, Episode):
+            left += 1
+            yield found
+        elif skip is None:
+            raise found
+        else:
+            skip(found)
+    if not left:
+        raise DataError(f'none of {len(bags)} bags can be used')
 
 
 def hold_out(episodes: Sequence[Episode], share: float, seed: int) -> tuple[list[Episode], list[Episode]]:
@@ -82,6 +90,20 @@ def hold_out(episodes: Sequence[Episode], share: float, seed: int) -> tuple[list
             [episode for index, episode in enumerate(episodes) if index in held])
 
 
-def _tell(episode: Episode, done: Callable[[Episode], None]) -> Episode:
-    done(episode)
-    return episode
+def _read_all(bags: Sequence[Path], contract: RobotContract, workers: int) -> Iterator[Episode | DataError]:
+    read = partial(_try, contract)
+    if workers <= 1:
+        yield from map(read, bags)
+        return
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context('spawn')) as pool:
+        try:
+            yield from pool.map(read, bags, chunksize=4)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _try(contract: RobotContract, bag: Path) -> Episode | DataError:
+    try:
+        return read_episode(bag, contract)
+    except DataError as error:
+        return error

@@ -1,0 +1,103 @@
+"""Properties of every velocity network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from core_samples import shake
+import pytest
+import torch
+
+from flow_vla_core.errors import ConfigError
+from flow_vla_core.networks import ActionTransformer, ResidualMLP, UNet1d
+from flow_vla_core.networks.time import TimeEmbedding
+from flow_vla_core.types import Condition
+
+NETWORKS = {
+    'transformer': lambda h, a, d: ActionTransformer(h, a, d, 12, 2, 3),
+    'unet': lambda h, a, d: UNet1d(h, a, d, (8, 16)),
+    'unet of three scales': lambda h, a, d: UNet1d(h, a, d, (8, 8, 13)),
+    'mlp': lambda h, a, d: ResidualMLP(h, a, d, 11, 2),
+}
+SIZES = [(2, 7, 3, 5), (5, 5, 5, 5), (1, 1, 1, 1), (3, 13, 2, 11)]
+
+
+@pytest.fixture(params=NETWORKS)
+def build(request: pytest.FixtureRequest) -> Callable[[int, int, int], torch.nn.Module]:
+    """Build a network with weights that are nowhere zero."""
+    def make(horizon: int, action_dim: int, condition_dim: int) -> torch.nn.Module:
+        torch.manual_seed(0)
+        network = NETWORKS[request.param](horizon, action_dim, condition_dim)
+        shake(network)
+        return network
+    return make
+
+
+def inputs(b: int, h: int, a: int, d: int, dtype: torch.dtype = torch.float32) -> tuple:
+    """Return noisy chunks, times and a condition."""
+    random = torch.Generator().manual_seed(1)
+    return (torch.randn(b, h, a, generator=random, dtype=dtype), torch.rand(b, generator=random, dtype=dtype),
+            Condition(torch.randn(b, d, generator=random, dtype=dtype)))
+
+
+@pytest.mark.parametrize('sizes', SIZES)
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+def test_shape_and_type_are_those_of_the_chunk(build: Callable, sizes: tuple, dtype: torch.dtype) -> None:
+    b, h, a, d = sizes
+    x, t, condition = inputs(*sizes, dtype)
+    out = build(h, a, d).to(dtype)(x, t, condition)
+    assert out.shape == (b, h, a)
+    assert out.dtype == dtype
+    assert out.isfinite().all()
+
+
+def test_a_gradient_reaches_every_parameter(build: Callable) -> None:
+    network = build(7, 3, 5)
+    network(*inputs(4, 7, 3, 5)).square().sum().backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+def test_elements_of_a_batch_do_not_see_each_other(build: Callable) -> None:
+    network = build(7, 3, 5).double()
+    x, t, condition = inputs(4, 7, 3, 5, torch.float64)
+    whole = network(x, t, condition)
+    alone = torch.cat([network(x[i:i + 1], t[i:i + 1], Condition(condition.vector[i:i + 1])) for i in range(4)])
+    torch.testing.assert_close(whole, alone)
+
+
+def test_time_condition_and_every_action_matter_to_every_action(build: Callable) -> None:
+    network = build(7, 3, 5).double()
+    x, t, condition = inputs(1, 7, 3, 5, torch.float64)
+    out = network(x, t, condition)
+    assert not torch.allclose(out, network(x, t + 0.1, condition))
+    assert not torch.allclose(out, network(x, t, Condition(condition.vector + 0.1)))
+    jacobian = torch.autograd.functional.jacobian(lambda x: network(x, t, condition), x)[0, :, :, 0]
+    assert (jacobian.abs().amax((1, 3)) > 0).all()
+
+
+def test_a_time_of_its_own_for_each_action_is_taken_by_the_transformer() -> None:
+    torch.manual_seed(0)
+    network = ActionTransformer(7, 3, 5, 12, 2, 3).double()
+    shake(network)
+    x, t, condition = inputs(2, 7, 3, 5, torch.float64)
+    same = t[:, None].expand(2, 7)
+    torch.testing.assert_close(network(x, same, condition), network(x, t, condition))
+    assert not torch.allclose(network(x, same + torch.linspace(0, 0.5, 7), condition), network(x, t, condition))
+
+
+def test_heads_must_divide_the_width() -> None:
+    with pytest.raises(ConfigError, match='10 is no multiple of heads 4'):
+        ActionTransformer(4, 2, 3, 10, 1, 4)
+
+
+@pytest.mark.parametrize('frequencies', [1, 7, 32])
+@pytest.mark.parametrize('width', [1, 7, 8])
+def test_the_time_embedding_tells_close_times_apart(frequencies: int, width: int) -> None:
+    embed = TimeEmbedding(width, frequencies)
+    t = torch.rand(5)
+    assert embed(t).shape == (5, width)
+    assert embed(t[:, None].expand(5, 3)).shape == (5, 3, width)
+    angles = t[:, None] * embed.frequencies
+    if frequencies == 32:
+        assert (angles.sin().std(0) + angles.cos().std(0) > 0.05).all(), 'no feature stays constant on [0, 1]'
