@@ -30,11 +30,11 @@ class ImageConfig:
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """Chooses and sizes the velocity network: ``transformer``, ``unet`` or ``mlp``."""
+    """Chooses and sizes the velocity network: ``unet``, ``transformer`` or ``mlp``."""
 
-    kind: str = 'transformer'
-    width: int = 128
-    depth: int = 3
+    kind: str = 'unet'
+    width: int = 64
+    depth: int = 2
     heads: int = 4
 
     def build(self, horizon: int, action_dim: int, condition_dim: int) -> nn.Module:

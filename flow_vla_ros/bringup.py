@@ -243,6 +243,8 @@ def prepare_environment(isolated: bool = True) -> None:
         os.environ.setdefault('ROS_LOCALHOST_ONLY', '1')
     else:
         os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
+    vendor = 'FASTRTPS' if os.environ.get('ROS_DISTRO') in ('humble', 'iron', 'jazzy') else 'FASTDDS'
+    os.environ.setdefault(f'{vendor}_DEFAULT_PROFILES_FILE', str(config_folder() / 'dds.xml'))
     if isolated:
         os.environ.setdefault('ROS_DOMAIN_ID', str(1 + os.getpid() % 100))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+import math
 from pathlib import Path
 import struct
 from tempfile import TemporaryFile
@@ -27,6 +28,7 @@ STAMP = struct.Struct('<iI')  # of a header, behind the 4 bytes that begin a ser
 STILL_FRAMES = 12  # that the outcome stays on the screen
 GIF_BYTES = 3_000_000
 GIF_STRIDE = 3
+MOST_FRAMES = 2500
 
 
 @dataclass(frozen=True)
@@ -69,11 +71,16 @@ class Film:
         self.scenes.append(Scene(result, *span))
 
     def write_video(self, path: Path, rate: float) -> int:
-        """Write every episode with its words and its outcome; return the number of frames."""
-        count = 0
-        with VideoWriter(path, rate) as video:
+        """Write every episode with its words and its outcome; return the number of frames.
+
+        Args:
+            path: of the video.
+            rate: at which frames were taken, Hz; a long film keeps every second one.
+        """
+        stride, count = 2 if sum(len(self._stamps(scene)) for scene in self.scenes) > MOST_FRAMES else 1, 0
+        with VideoWriter(path, rate / stride) as video:
             for scene in self.scenes:
-                for frame in self._frames(scene, scale=2):
+                for frame in self._frames(scene, stride, scale=2):
                     video.write(frame)
                     count += 1
         return count
@@ -85,8 +92,7 @@ class Film:
             if scene.result.success and (scene.result.task not in best
                                          or scene.result.steps < best[scene.result.task].result.steps):
                 best[scene.result.task] = scene
-        frames = [frame for scene in best.values() for index, frame in enumerate(self._frames(scene, scale=1))
-                  if index % GIF_STRIDE == 0]
+        frames = [frame for scene in best.values() for frame in self._frames(scene, GIF_STRIDE, scale=1)]
         return write_gif(path, frames, GIF_STRIDE / rate / 2, GIF_BYTES)
 
     def _keep(self, camera: str, data: bytes) -> None:
@@ -94,14 +100,17 @@ class Film:
         self._places.setdefault(seconds * 10 ** 9 + nanoseconds, {})[camera] = (self._file.tell(), len(data))
         self._file.write(data)
 
-    def _frames(self, scene: Scene, scale: int) -> Iterator[np.ndarray]:
-        stamps = [stamp for stamp, views in list(self._places.items())
-                  if scene.start <= stamp <= scene.end and len(views) == len(self._contract.cameras)]
+    def _stamps(self, scene: Scene) -> list[int]:
+        return [stamp for stamp, views in self._places.items()
+                if scene.start <= stamp <= scene.end and len(views) == len(self._contract.cameras)]
+
+    def _frames(self, scene: Scene, stride: int, scale: int) -> Iterator[np.ndarray]:
+        stamps = self._stamps(scene)
         caption = scene.result.instruction or '(no words)'
-        for stamp in stamps[:-1]:
+        for stamp in stamps[:-1:stride]:
             yield compose(self._views(stamp), caption, '', scale)
         outcome = 'success' if scene.result.success else 'failure'
-        for stamp in stamps[-1:] * STILL_FRAMES:
+        for stamp in stamps[-1:] * math.ceil(STILL_FRAMES / stride):
             yield compose(self._views(stamp), caption, outcome, scale)
 
     def _views(self, stamp: int) -> list[np.ndarray]:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from flow_vla_core.contract import RobotContract, find_contract
+from flow_vla_core.data import bag_writer
 from flow_vla_core.data.bag_writer import EpisodeWriter, Topic
 from flow_vla_core.data.typestore import full_name, typestore
 
-__all__ = ['CONTRACT', 'DT', 'START', 'TYPES', 'image', 'message', 'record', 'serialize', 'steps']
+__all__ = ['CONTRACT', 'DT', 'START', 'TYPES', 'fill_disk', 'image', 'message', 'record', 'serialize', 'steps']
 
 CONTRACT = RobotContract.load(find_contract('metaworld'))
 DT = CONTRACT.rates.policy_dt_ns
@@ -95,3 +99,30 @@ def record(folder: Path, samples: Iterable[tuple[str, int, Any]], marks: Mapping
     else:
         writer.abandon()
     return folder
+
+
+class FullDisk:
+    """Stands in for a file on a disk with room for so many bytes; what does not fit is written in part."""
+
+    def __init__(self, file: Any, room: int) -> None:
+        self._file, self._room = file, room
+
+    def write(self, data: bytes) -> int:
+        if self._room <= 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written = self._file.write(data[:self._room])
+        self._room -= written
+        return written
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
+def fill_disk(monkeypatch: pytest.MonkeyPatch, room: int) -> None:
+    """Let bags be written to disks with room for so many bytes."""
+    class Sink(bag_writer._Sink):
+        def __init__(self, path: Path) -> None:
+            super().__init__(path)
+            self._file = FullDisk(self._file, room)
+
+    monkeypatch.setattr(bag_writer, '_Sink', Sink)

@@ -27,6 +27,11 @@ def _free_domain() -> int:
     raise RuntimeError(f'all ROS domains from 1 to {HIGHEST_DOMAIN} are in use')
 
 
+def pytest_configure() -> None:
+    """Keep torch to one thread, here and in the processes that tests start: the networks of tests are tiny."""
+    os.environ.setdefault('OMP_NUM_THREADS', '1')
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests that start ROS nodes, so that ``-m 'not ros'`` leaves them out."""
     for item in items:

@@ -40,8 +40,11 @@ def make_episodes(contract: RobotContract, count: int = 4, length: int = 9) -> l
 
 
 def make_policy(contract: RobotContract, config: PolicyConfig | None = None, seed: int = 0) -> FlowVLA:
-    """Return an untrained policy; every zero-initialised layer is shaken, so that all parts matter."""
-    random = np.random.default_rng(seed)
+    """Return an untrained policy; every zero-initialised layer is shaken, so that all parts matter.
+
+    The seed is that of the weights; the statistics are always the same.
+    """
+    random = np.random.default_rng(0)
     statistics = {'state': Statistics.of(random.normal(size=(50, contract.state_dim))),
                   'actions': Statistics.of(random.normal(size=(50, contract.action_dim)))}
     with torch.random.fork_rng(devices=[]):

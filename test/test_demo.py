@@ -42,7 +42,7 @@ def test_quick_successes_leave_every_episode_its_full_time():
     left = SECONDS - 20
     for episode in range(18, 0, -1):
         assert step_limit(left, episode, 0.05) == MAX_STEPS
-        left -= 4 + 1
+        left -= 4.5 + 1
     assert RESERVE_SECONDS >= LEAST_STEPS * 0.05
 
 

@@ -109,6 +109,11 @@ def test_every_import_is_a_declared_requirement() -> None:
     assert both <= requirements('sim', 'train', 'ros'), both - requirements('sim', 'train', 'ros')
 
 
+def test_every_requirement_is_imported() -> None:
+    used = {distribution(name) for folder in PACKAGES for name in imported(ROOT / folder)}
+    assert requirements() <= used, requirements() - used
+
+
 def test_ros_packages_are_named_for_rosdep_and_launch_never_for_pip() -> None:
     root = ElementTree.parse(ROOT / 'package.xml').getroot()
     named = {element.text for element in root if element.tag.endswith('depend')}
@@ -162,6 +167,13 @@ def test_set_up_as_root_asks_apt_and_tells_of_its_failure(machine: dict[str, str
 def test_set_up_refuses_a_python_that_is_not_there(machine: dict[str, str]) -> None:
     done = set_up({**machine, 'PYTHON': 'python2.6'})
     assert done.returncode == 1 and 'there is no python2.6' in done.stderr
+
+
+def test_set_up_refuses_a_machine_without_wheels_of_ros(machine: dict[str, str]) -> None:
+    path = Path(machine['PATH']) / 'odd'
+    script(path, f'case $2 in *x86_64*) exit 1;; *) exec {sys.executable} "$@";; esac')
+    done = set_up({**machine, 'PYTHON': str(path)})
+    assert done.returncode == 1 and 'Python 3.10 to 3.13 on x86-64' in done.stderr
 
 
 @pytest.mark.skipif(not (ROOT / '.venv' / 'flow_vla.stamp').exists(), reason='this tree was not set up by make')

@@ -60,7 +60,8 @@ def test_a_constant_field_is_exact_and_the_start_is_not_written_to(method: str, 
 @pytest.mark.parametrize('method', SOLVERS)
 def test_a_polynomial_in_time_is_exact_up_to_the_order(method: str) -> None:
     power = ORDERS[method] - 1
-    end = solve(lambda x, t: torch.full_like(x, (power + 1) * t ** power), torch.zeros(1, dtype=torch.float64), 1, method)
+    start = torch.zeros(1, dtype=torch.float64)
+    end = solve(lambda x, t: torch.full_like(x, (power + 1) * t ** power), start, 1, method)
     assert end.item() == pytest.approx(1)
 
 

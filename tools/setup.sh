@@ -25,6 +25,11 @@ command -v "$PYTHON" >/dev/null || stop "there is no $PYTHON; name one: make PYT
 try() { "$PYTHON" -c "$1" >/dev/null 2>&1; }
 try 'import sys; sys.exit(sys.version_info < (3, 10))' || stop "$PYTHON is older than 3.10; name one: make PYTHON=..."
 
+[ "$ROS" != wheels ] ||
+  try 'import platform, sys; sys.exit(sys.version_info >= (3, 14) or platform.machine() != "x86_64")' ||
+  stop "the wheels of ROS 2 exist for Python 3.10 to 3.13 on x86-64 Linux. Name such a Python: make PYTHON=python3.13, \
+or source a ROS distribution"
+
 lacking=
 command -v c++ >/dev/null || lacking="$lacking g++"
 try 'import ensurepip, venv' || lacking="$lacking python3-venv"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from functools import lru_cache
 import math
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 __all__ = ['VideoWriter', 'compose', 'write_gif']
 
+GROUND = (24, 24, 28)
 BAR = 40  # rows of the bar below the pictures, at scale 2
 COLOURS: Mapping[str, tuple[int, int, int]] = {
     '': (235, 235, 235), 'success': (120, 220, 130), 'failure': (240, 120, 110)}
@@ -31,15 +33,21 @@ def compose(views: Sequence[np.ndarray], caption: str, outcome: str = '', scale:
     """
     row = Image.fromarray(np.concatenate(views, axis=1))
     row = row.resize((row.width * scale, row.height * scale), Image.Resampling.BICUBIC)
-    bar = BAR * scale // 2
-    frame = Image.new('RGB', (row.width + row.width % 2, row.height + bar + (row.height + bar) % 2), (24, 24, 28))
+    height = BAR * scale // 2
+    frame = Image.new('RGB', (row.width + row.width % 2, row.height + height + (row.height + height) % 2), GROUND)
     frame.paste(row, (0, 0))
-    draw = ImageDraw.Draw(frame)
-    font = ImageFont.load_default(bar * 0.5)
-    middle = row.height + bar // 2
-    draw.text((bar // 4, middle), caption, COLOURS[''], font, anchor='lm')
-    draw.text((row.width - bar // 4, middle), outcome, COLOURS[outcome], font, anchor='rm')
+    frame.paste(_bar(row.width, height, caption, outcome), (0, row.height))
     return np.asarray(frame)
+
+
+@lru_cache(maxsize=8)
+def _bar(width: int, height: int, caption: str, outcome: str) -> Image.Image:
+    bar = Image.new('RGB', (width, height), GROUND)
+    draw = ImageDraw.Draw(bar)
+    font = ImageFont.load_default(height * 0.5)
+    draw.text((height // 4, height // 2), caption, COLOURS[''], font, anchor='lm')
+    draw.text((width - height // 4, height // 2), outcome, COLOURS[outcome], font, anchor='rm')
+    return bar
 
 
 class VideoWriter:

@@ -63,6 +63,7 @@ class FlowTrainer:
         self.step, self.seconds = 0, 0.0
         self.points: list[Point] = []
         self.stopping = False
+        self._saved = time.monotonic()
         self._train = Feeder(train, policy.vocabulary)
         self._validation = Feeder(validation, policy.vocabulary) if validation else None
         self._sampler = Sampler(self._train.groups, config.batch_size, config.seed, config.balance)
@@ -76,8 +77,7 @@ class FlowTrainer:
         """Train up to the configured number of steps, or until `stop`; then save."""
         from torch.utils.tensorboard import SummaryWriter
         config, began = self.config, time.monotonic()
-        saved, before, losses = began, self.seconds, []
-        self.out.mkdir(parents=True, exist_ok=True)
+        before, losses = self.seconds, []
         with (TrainingProgress(config.steps, self.step, self.console) as progress,
               SummaryWriter(str(self.out / 'events'), purge_step=self.step) as board):
             while self.step < config.steps and not self.stopping:
@@ -86,9 +86,8 @@ class FlowTrainer:
                 progress.step(self.step)
                 if values := self._figures(losses):
                     self._note(values, board, progress)
-                if self.step % config.checkpoint_every == 0 or time.monotonic() - saved > 60 * config.checkpoint_minutes:
+                if self._due():
                     self.save()
-                    saved = time.monotonic()
         self.save()
 
     def stop(self) -> None:
@@ -148,6 +147,7 @@ class FlowTrainer:
         self._state.save(self.out / RESUME, {'step': self.step, 'seconds': self.seconds, 'identity': self._identity(),
                                              'points': [asdict(point) for point in self.points]})
         write_report(self.out, self._description, self.points, self.step, self.seconds)
+        self._saved = time.monotonic()
 
     def resume(self) -> None:
         """Go on from what `save` wrote.
@@ -163,6 +163,10 @@ class FlowTrainer:
             raise CheckpointError(f'{self.out / RESUME}: of another training: ' + '; '.join(different))
         self.step, self.seconds = numbers['step'], numbers['seconds']
         self.points = [Point(**point) for point in numbers['points']]
+
+    def _due(self) -> bool:
+        minutes = (time.monotonic() - self._saved) / 60
+        return self.step % self.config.checkpoint_every == 0 or minutes > self.config.checkpoint_minutes
 
     def _loss(self, policy: FlowVLA, batch: Batch, actions: Tensor, mask: Tensor,
               generator: torch.Generator) -> Tensor:
@@ -191,7 +195,8 @@ class FlowTrainer:
         settings = {key: value for key, value in to_values(self.config).items() if key not in MAY_CHANGE}
         windows = self._train.windows
         return _plain({**settings, 'contract': self.policy.contract.label, 'words': self.policy.vocabulary.words,
-                       'episodes': len(windows.episodes), 'windows': len(windows)})
+                       'episodes': len(windows.episodes), 'windows': len(windows),
+                       'statistics': {name: asdict(group) for name, group in self.policy.statistics.items()}})
 
 
 def _optimiser(policy: FlowVLA, config: TrainConfig) -> torch.optim.AdamW:

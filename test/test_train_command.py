@@ -1,0 +1,116 @@
+"""`flow-vla train` from bags to a checkpoint, without ROS."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+import signal
+import subprocess
+import time
+
+from bag_tools import MARKS, record, steps
+import pytest
+import yaml
+
+from flow_vla_core.cli.train import load_config, train
+from flow_vla_core.errors import CheckpointError, ConfigError, ContractError, DataError
+from flow_vla_core.training.checkpoint import load_checkpoint
+from flow_vla_core.training.config import TrainConfig
+from flow_vla_core.training.episodes import choose_bags
+
+SMALL = {'steps': 4, 'batch_size': 2, 'validate_every': 2, 'checkpoint_every': 2, 'log_every': 1, 'policy': {
+    'horizon': 3, 'condition_width': 8, 'image': {'widths': [8, 8, 8], 'points': 2, 'features': 8},
+    'network': {'kind': 'mlp', 'width': 8, 'depth': 1}, 'generator': {'draws': 1}}}
+
+
+@pytest.fixture(scope='module')
+def bags(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write three good episodes, one that failed and one without a topic."""
+    folder = tmp_path_factory.mktemp('bags')
+    for index in range(3):
+        record(folder / f'good_{index}', steps(6))
+    record(folder / 'failed', steps(6), {**MARKS, 'outcome': 'failure'})
+    record(folder / 'broken' / 'no_pose', steps(6, leave_out=['/ee_pose']))
+    return folder
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> str:
+    """Write the smallest settings."""
+    (tmp_path / 'small.yaml').write_text(yaml.safe_dump(SMALL))
+    return str(tmp_path / 'small.yaml')
+
+
+def test_bags_become_a_checkpoint_and_a_run_can_be_resumed(bags: Path, settings: str, tmp_path: Path) -> None:
+    out = tmp_path / 'run'
+    train('metaworld', [bags], out, settings, skip_unusable=True, threads=1, workers=1)
+    report = json.loads((out / 'report.json').read_text())
+    assert (report['train']['episodes'], report['validation']['episodes']) == (2, 1)
+    assert report['words'] == ['close', 'faucet', 'the']
+    assert load_checkpoint(out / 'checkpoint').config.horizon == 3
+    with pytest.raises(ConfigError, match='--resume'):
+        train('metaworld', [bags], out, settings, skip_unusable=True, threads=1, workers=1)
+    train('metaworld', [bags], out, settings, resume=True, steps=6, skip_unusable=True, threads=1, workers=2)
+    report = json.loads((out / 'report.json').read_text())
+    assert [point['step'] for point in report['points']] == [1, 2, 3, 4, 5, 6]
+    with pytest.raises(CheckpointError, match='batch_size'):
+        train('metaworld', [bags], out, settings, resume=True, batch_size=3, skip_unusable=True, threads=1, workers=1)
+
+
+def test_a_bag_that_cannot_be_used_is_named(bags: Path, settings: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match='no_pose.*ee_pose'):
+        train('metaworld', [bags], tmp_path / 'run', settings, threads=1, workers=1)
+    with pytest.raises(DataError, match='none of 1 bags'):
+        train('metaworld', [bags / 'broken'], tmp_path / 'run', settings, skip_unusable=True, threads=1, workers=1)
+    assert not (tmp_path / 'run').exists()
+
+
+def test_bags_are_chosen_by_their_outcome(bags: Path, tmp_path: Path) -> None:
+    chosen, others = choose_bags([bags])
+    assert [bag.name for bag in chosen] == ['no_pose', 'good_0', 'good_1', 'good_2']
+    assert [bag.name for bag in others] == ['failed']
+    assert [bag.name for bag in choose_bags([bags], ['failure'])[0]] == ['failed']
+    with pytest.raises(DataError, match="'sucess'.*success"):
+        choose_bags([bags], ['sucess'])
+    with pytest.raises(DataError, match='no such folder'):
+        choose_bags([tmp_path / 'nowhere'])
+    with pytest.raises(DataError, match='no rosbag2 folder'):
+        choose_bags([tmp_path])
+    with pytest.raises(DataError, match='none with the outcome unknown'):
+        choose_bags([bags], ['unknown'])
+
+
+def test_settings_and_names_are_checked_before_any_bag_is_read(bags: Path, settings: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no settings 'metawolrd'.*metaworld"):
+        train('metaworld', [bags], tmp_path / 'run', 'metawolrd')
+    with pytest.raises(ContractError, match='metawolrd.*metaworld'):
+        train('metawolrd', [bags], tmp_path / 'run', settings)
+    with pytest.raises(ConfigError, match="'gpu'.*cpu"):
+        train('metaworld', [bags], tmp_path / 'run', settings, device='gpu')
+
+
+def test_changes_come_on_top_of_the_settings(settings: str) -> None:
+    assert load_config(settings, steps=9, seed=None).steps == 9
+    assert load_config(settings).batch_size == 2
+    assert load_config(None) == TrainConfig()
+
+
+def test_a_signal_ends_the_run_with_everything_saved(bags: Path, settings: str, tmp_path: Path, python: str) -> None:
+    out = tmp_path / 'run'
+    command = [python, '-m', 'flow_vla_ros.cli', 'train', '--contract', 'metaworld', '--bags', str(bags), '--out',
+               str(out), '--config', settings, '--steps', '1000000', '--skip-unusable', '--workers', '1']
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                          env={**os.environ, 'OMP_NUM_THREADS': '1'}) as process:
+        try:
+            deadline = time.monotonic() + 200
+            for line in process.stdout:
+                assert time.monotonic() < deadline, line
+                if line.startswith('step 5'):
+                    process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
+    report = json.loads((out / 'report.json').read_text())
+    assert 5 <= report['steps'] < 1000000
+    assert json.loads((out / 'resume' / 'state.json').read_text())['step'] == report['steps']
