@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 import struct
 from tempfile import TemporaryFile
+import time
 from typing import BinaryIO
 
 import numpy as np
@@ -28,7 +29,7 @@ STAMP = struct.Struct('<iI')  # of a header, behind the 4 bytes that begin a ser
 STILL_FRAMES = 12  # that the outcome stays on the screen
 GIF_BYTES = 3_000_000
 GIF_STRIDE = 3
-MOST_FRAMES = 2500
+VIDEO_SECONDS = 50.0
 
 
 @dataclass(frozen=True)
@@ -70,19 +71,23 @@ class Film:
         """Say which episode was shown from one time to another, ns."""
         self.scenes.append(Scene(result, *span))
 
-    def write_video(self, path: Path, rate: float) -> int:
+    def write_video(self, path: Path, rate: float, seconds: float = VIDEO_SECONDS) -> int:
         """Write every episode with its words and its outcome; return the number of frames.
 
         Args:
             path: of the video.
-            rate: at which frames were taken, Hz; a long film keeps every second one.
+            rate: at which frames were taken, Hz.
+            seconds: of work; frames are left out, and others stand for them, where the machine is too slow for all.
         """
-        stride, count = 2 if sum(len(self._stamps(scene)) for scene in self.scenes) > MOST_FRAMES else 1, 0
-        with VideoWriter(path, rate / stride) as video:
+        start, count, left = time.monotonic(), 0, sum(len(self._stamps(scene)) for scene in self.scenes)
+        with VideoWriter(path, rate) as video:
             for scene in self.scenes:
+                spent = time.monotonic() - start
+                stride = math.ceil(spent * left / count / max(0.5, seconds - spent)) if count else 1
                 for frame in self._frames(scene, stride, scale=2):
-                    video.write(frame)
+                    video.write(frame, stride)
                     count += 1
+                left -= len(self._stamps(scene))
         return count
 
     def write_gif(self, path: Path, rate: float) -> int:

@@ -7,7 +7,13 @@ import pytest
 import torch
 
 from flow_vla_core.encoders import (
-    Fusion, ImageEncoder, LanguageEncoder, SpatialSoftmax, StateEncoder, Vocabulary, drop_words,
+    Fusion,
+    ImageEncoder,
+    LanguageEncoder,
+    SpatialSoftmax,
+    StateEncoder,
+    Vocabulary,
+    drop_words,
 )
 from flow_vla_core.errors import InstructionMissing, InstructionUnknown
 

@@ -8,6 +8,13 @@ import pytest
 pytest.importorskip('rclpy', reason='ROS tests need the ROS wheels or a sourced distribution')
 pytest.importorskip('metaworld')
 
+from geometry_msgs.msg import PoseStamped
+from rclpy.parameter import Parameter
+from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import CameraInfo, Image
+from std_msgs.msg import Bool
+from std_srvs.srv import SetBool
+
 from flow_vla.msg import SimulationState
 from flow_vla.srv import ResetSimulation
 from flow_vla_core.contract import RobotContract, find_contract
@@ -16,12 +23,6 @@ from flow_vla_ros import codecs, qos
 from flow_vla_ros.command_bridge import CommandBridge
 from flow_vla_ros.sim.expert_node import ExpertNode
 from flow_vla_ros.sim.sim_node import SimNode
-from geometry_msgs.msg import PoseStamped
-from rclpy.parameter import Parameter
-from rosgraph_msgs.msg import Clock
-from sensor_msgs.msg import CameraInfo, Image
-from std_msgs.msg import Bool
-from std_srvs.srv import SetBool
 
 PERIOD = 50_000_000
 

@@ -44,6 +44,15 @@ def test_a_video_holds_every_frame(tmp_path: Path):
         assert abs(frame[:40, :50].mean() - level) < 6
 
 
+def test_a_frame_can_stand_for_several(tmp_path: Path) -> None:
+    with VideoWriter(tmp_path / 'a.mp4', 20.0) as video:
+        for level, duration in ((10, 1), (100, 3), (200, 1)):
+            video.write(compose(views(level), 'go'), duration)
+    with av.open(str(tmp_path / 'a.mp4')) as container:
+        times = [frame.time for frame in container.decode(video=0)]
+    assert times == pytest.approx([0, 0.05, 0.2], abs=1e-3)
+
+
 def test_a_gif_is_thinned_out_until_it_is_small(tmp_path: Path):
     random = np.random.default_rng(0)
     frames = [random.integers(0, 255, (40, 60, 3), np.uint8) for _ in range(16)]

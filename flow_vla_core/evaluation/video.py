@@ -63,6 +63,7 @@ class VideoWriter:
         self._container = av.open(str(path), 'w')
         self._rate = Fraction(rate).limit_denominator(1000)
         self._stream = None
+        self._time = 0  # of the next frame, in periods of the rate
 
     def __enter__(self) -> VideoWriter:
         return self
@@ -72,15 +73,18 @@ class VideoWriter:
             self._container.mux(self._stream.encode())
         self._container.close()
 
-    def write(self, frame: np.ndarray) -> None:
-        """Append one frame (Y, X, 3) uint8; all have the size of the first."""
+    def write(self, frame: np.ndarray, duration: int = 1) -> None:
+        """Append a frame (Y, X, 3) uint8, of the first one's size, that stands for so many periods of the rate."""
         import av
         if self._stream is None:
             options = {'preset': 'veryfast', 'crf': '23'}
             self._stream = self._container.add_stream('libx264', self._rate, options=options)
             self._stream.height, self._stream.width = frame.shape[:2]
             self._stream.pix_fmt = 'yuv420p'
-        self._container.mux(self._stream.encode(av.VideoFrame.from_ndarray(frame, 'rgb24')))
+        picture = av.VideoFrame.from_ndarray(frame, 'rgb24')
+        picture.pts, picture.time_base = self._time, 1 / self._rate
+        self._time += duration
+        self._container.mux(self._stream.encode(picture))
 
 
 def write_gif(path: Path, frames: Sequence[np.ndarray], seconds_per_frame: float, max_bytes: int) -> int:
