@@ -22,6 +22,9 @@ from flow_vla_core.errors import ConfigError
 from flow_vla_ros.executor_node import ExecutorNode
 from flow_vla_ros.lifecycle import FlowLifecycleNode, Parameter, Parameters
 from flow_vla_ros.policy_node import PolicyNode
+from flow_vla_ros.recorder_node import RecorderNode
+from flow_vla_ros.sim.expert_node import ExpertNode
+from flow_vla_ros.sim.sim_node import SimNode
 
 SUCCESS, FAILURE, ERROR = (TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE,
                            TransitionCallbackReturn.ERROR)
@@ -153,7 +156,8 @@ def test_parameters_describe_themselves(graph: RosGraph) -> None:
     assert 'one, two' in node.describe_parameter('word').additional_constraints
 
 
-@pytest.mark.parametrize(('node', 'name'), [(PolicyNode, 'policy'), (ExecutorNode, 'executor')])
+@pytest.mark.parametrize(('node', 'name'), [(PolicyNode, 'policy'), (ExecutorNode, 'executor'),
+                                            (SimNode, 'sim'), (ExpertNode, 'expert'), (RecorderNode, 'recorder')])
 def test_the_parameter_files_hold_every_parameter_and_its_default(root: Path, node: type, name: str) -> None:
     written = yaml.safe_load((root / f'config/nodes/{name}.yaml').read_text())['/**'][name]['ros__parameters']
     assert written == {'autostart': False} | {parameter.name: parameter.default for parameter in node.PARAMETERS}

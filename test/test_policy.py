@@ -67,7 +67,8 @@ def test_each_camera_the_state_and_the_words_matter(policy: FlowVLA) -> None:
     noise = torch.randn(actions.shape, generator=seeded(1))
     changed = [Batch({**batch.images, name: 255 - image}, batch.state, batch.words)
                for name, image in batch.images.items()]
-    changed += [Batch(batch.images, batch.state + 1, batch.words), Batch(batch.images, batch.state, batch.words.flip(1))]
+    changed += [Batch(batch.images, batch.state + 1, batch.words),
+                Batch(batch.images, batch.state, batch.words.flip(1))]
     with torch.no_grad():
         usual = policy.sample(batch, noise=noise)
         for other in changed:

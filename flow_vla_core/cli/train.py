@@ -52,13 +52,14 @@ def train(
     cores = os.cpu_count() or 1
     torch.set_num_threads(threads or cores)
     settings = load_config(config, steps=steps, batch_size=batch_size, seed=seed)
+    where = _device(device)
     _check_folder(out, resume)
     robot = RobotContract.load(find_contract(contract))
     episodes = _read(bags, robot, outcome or ['success'], workers or cores, skip_unusable, console)
     learn, held = hold_out(episodes, settings.holdout, settings.seed)
     shape = (settings.policy.horizon, robot.history)
     trainer = FlowTrainer(build_policy(settings, robot, learn), settings, Windows(learn, *shape),
-                          Windows(held, *shape) if held else None, out, _device(device), console)
+                          Windows(held, *shape) if held else None, out, where, console)
     if resume:
         trainer.resume()
     with _stop_on_signals(trainer):
