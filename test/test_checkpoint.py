@@ -27,6 +27,7 @@ def folder(tmp_path: Path) -> Path:
 def test_a_policy_survives(folder: Path) -> None:
     policy, loaded = make_policy(small_contract()).eval(), load_checkpoint(folder, small_contract())
     assert {path.name for path in folder.iterdir()} == FILES
+    assert all(path.stat().st_mode & 0o777 == 0o644 for path in folder.iterdir())
     assert not loaded.training
     assert loaded.config == policy.config
     assert loaded.statistics == policy.statistics

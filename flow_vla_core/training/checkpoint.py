@@ -32,6 +32,7 @@ def save_checkpoint(folder: Path, policy: FlowVLA) -> None:
     fresh.chmod(0o755)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in policy.state_dict().items()}
     save_file(weights, fresh / WEIGHTS)
+    (fresh / WEIGHTS).chmod(0o644)  # safetensors keeps it to its owner
     settings = {'format': FORMAT, 'policy': to_values(policy.config), 'words': list(policy.vocabulary.words)}
     (fresh / CONFIG).write_text(json.dumps(settings, indent=1))
     Statistics.save(fresh / STATISTICS, policy.statistics)
