@@ -187,4 +187,5 @@ def checkpoint_folder(given: Path | None) -> Path:
     folder = default_checkpoint() if given is None else given
     if not folder.is_dir():
         raise CheckpointError(f'no checkpoint at {folder}')
-    return folder
+    here = Path.cwd()
+    return folder.relative_to(here) if folder.is_relative_to(here) else folder  # reports travel, machines don't

@@ -165,6 +165,8 @@ def run(node_class: type[FlowLifecycleNode], args: list[str] | None = None) -> N
             failed = _run(node_class, asked_to_stop)
         finally:
             rclpy.try_shutdown()
+    for number in (signal.SIGINT, signal.SIGTERM):  # a second one would only interrupt Python's own clean-up
+        signal.signal(number, signal.SIG_IGN)
     sys.exit(1 if failed else 0)
 
 
