@@ -9,15 +9,18 @@ import os
 from pathlib import Path
 import shutil
 import time
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from flow_vla_core.contract import RobotContract, find_contract
-from flow_vla_core.errors import ConfigError, FlowVLAError, closest
+from flow_vla_core.errors import ConfigError, DataError, FlowVLAError, closest
 from flow_vla_core.simulation.metaworld import MAX_STEPS, TASKS
 
-__all__ = ['capture_demos']
+if TYPE_CHECKING:
+    from flow_vla_core.data.bag_reader import Bag
+
+__all__ = ['capture_demos', 'lost_messages']
 
 SERVICE_SECONDS = 60.0  # a reset builds a new scene when the task changes
 EPISODE_SECONDS = 300.0
@@ -96,13 +99,30 @@ def _unused(first: int, taken: Sequence[int]) -> Iterator[int]:
 
 
 def lost_messages(folder: Path, contract: RobotContract) -> int:
-    """Count the steps of the simulation that a bag lacks, over all streams and commands."""
+    """Count the steps of the simulation that a bag lacks, over all streams and commands.
+
+    Each must reach from the first to the last step that any of them has, but for one: the last command is not followed
+    by an observation, and an image may be under way when the episode ends.
+    """
     from flow_vla_core.data.bag_reader import read_bag
     bag = read_bag(folder)
-    topics = [bag.find(stream.topic, getattr(stream, 'message', 'sensor_msgs/Image')) for stream in contract.streams]
-    topics += [bag.find(part.topic, part.message) for part in contract.actions]
-    stamps = [sorted(stamp for stamp, _ in bag.stamped(topic)) for topic in topics]
-    return sum(round((row[-1] - row[0]) / contract.rates.policy_dt_ns) + 1 - len(row) for row in stamps)
+    topics = [(stream.topic, getattr(stream, 'message', 'sensor_msgs/Image')) for stream in contract.streams]
+    topics += [(part.topic, part.message) for part in contract.actions]
+    rows = [_stamps(bag, *topic) for topic in topics]
+    first, last = min(row[0] for row in rows if row), max(row[-1] for row in rows if row)
+
+    def steps(start: int, end: int) -> int:
+        return round((end - start) / contract.rates.policy_dt_ns)
+
+    return sum(steps(row[0], row[-1]) + 1 - len(row) + max(0, steps(first, row[0]) - 1)
+               + max(0, steps(row[-1], last) - 1) if row else steps(first, last) + 1 for row in rows)
+
+
+def _stamps(bag: Bag, topic: str, kind: str) -> list[int]:
+    try:
+        return sorted(stamp for stamp, _ in bag.stamped(bag.find(topic, kind)))
+    except DataError:
+        return []  # nothing of it arrived
 
 
 class _Director:

@@ -65,5 +65,10 @@ def test_a_message_lost_on_the_way_is_noticed(tmp_path):
              if sample[:2] not in (('/camera/front/image_raw', bag_tools.START + 2 * bag_tools.DT),
                                    ('/gripper/command', bag_tools.START + 4 * bag_tools.DT))]
     broken = bag_tools.record(tmp_path / 'broken', holes)
+    late = bag_tools.record(tmp_path / 'late', [sample for sample in samples if sample[0] != '/ee_pose'
+                                                or sample[1] >= bag_tools.START + 3 * bag_tools.DT])
     assert lost_messages(whole, bag_tools.CONTRACT) == 0
     assert lost_messages(broken, bag_tools.CONTRACT) == 2
+    assert lost_messages(late, bag_tools.CONTRACT) == 2
+    without = [sample for sample in samples if sample[0] != '/joint_states']
+    assert lost_messages(bag_tools.record(tmp_path / 'without', without), bag_tools.CONTRACT) == 6
