@@ -61,6 +61,7 @@ class Conductor:
         self._changed = threading.Condition()
         self._state: SimulationState | None = None
         self._status: PolicyStatus | None = None
+        self._words = ''  # of the episode; what the policy says of other words is about those before
         self.span = (0, 0)  # first and last stamp of the last episode, ns
         self._resets = 0
         self._limit: int | None = None
@@ -143,7 +144,7 @@ class Conductor:
 
     def _prepare(self, episode: Episode) -> None:
         """Say the words and change the scene."""
-        resets = self._resets
+        resets, self._words = self._resets, episode.instruction
         self._instructions.publish(String(data=episode.instruction))
         answer = self.call(self._reset, ResetSimulation.Request(task=episode.task, seed=episode.seed))
         if not answer.success:
@@ -155,7 +156,7 @@ class Conductor:
 
     def _is_over(self) -> bool:
         status = self._status
-        if status is not None and status.code in HOPELESS:
+        if status is not None and status.code in HOPELESS and status.instruction == self._words:
             raise FlowVLAError(f'the policy does not act: {status.message}')
         return self._final is not None
 

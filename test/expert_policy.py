@@ -56,6 +56,7 @@ class ExpertPolicyNode(FlowLifecycleNode):
         expert = self._experts.get(self._instruction)
         if expert is None and not (self._allow_empty and not self._instruction):
             self._status.publish(PolicyStatus(state=PolicyStatus.WAITING, code=Code.INSTRUCTION_UNKNOWN,
+                                              instruction=self._instruction,
                                               message=f'unknown words in {self._instruction!r}'))
             return
         action = np.zeros(4, np.float32) if expert is None else to_contract(

@@ -117,7 +117,7 @@ def test_a_missing_checkpoint_is_named(tmp_path: Path):
     with pytest.raises(CheckpointError, match='nowhere'):
         checkpoint_folder(tmp_path / 'nowhere')
     if default_checkpoint().is_dir():
-        assert checkpoint_folder(None) == default_checkpoint()
+        assert checkpoint_folder(None).resolve() == default_checkpoint().resolve()
 
 
 def test_processes_end_with_the_block(make_graph: Callable[..., ExpertGraph]):
