@@ -120,7 +120,12 @@ def test_interrupted_command_ends_soon() -> None:
     import signal
     code = 'import time, flow_vla_ros.cli as cli\ndef wait() -> None:\n    print(1, flush=True)\n    time.sleep(60)\n' \
         'cli.Command.load = lambda command: wait\ncli.main(["doctor"])'
-    with subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as p:
+
+    def listen() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell starts background jobs deaf to it
+
+    with subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                          preexec_fn=listen) as p:
         assert p.stdout.readline() == '1\n'
         start = time.monotonic()
         p.send_signal(signal.SIGINT)
