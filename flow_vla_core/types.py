@@ -91,13 +91,10 @@ class Condition:
 
     Args:
         vector: (B, D) summary of the whole observation.
-        tokens: (B, T, D) the parts that it was made from, for networks that attend; may be None.
     """
 
     vector: torch.Tensor
-    tokens: torch.Tensor | None = None
 
     def expand(self, samples: int) -> Condition:
         """Repeat every element for several samples: (B, ...) -> (B * samples, ...)."""
-        tokens = None if self.tokens is None else self.tokens.repeat_interleave(samples, 0)
-        return Condition(self.vector.repeat_interleave(samples, 0), tokens)
+        return Condition(self.vector.repeat_interleave(samples, 0))
