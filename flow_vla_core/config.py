@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
+from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
@@ -14,6 +15,8 @@ from flow_vla_core.errors import ConfigError, closest
 __all__ = ['from_values', 'load_yaml', 'to_values']
 
 Config = TypeVar('Config')
+
+TAG = 'family'  # key that tells the members of a union of dataclasses apart
 
 
 def load_yaml(path: str | Path) -> dict[str, Any]:
@@ -44,7 +47,7 @@ def from_values(kind: type[Config], values: Mapping[str, Any], place: str = '') 
         ConfigError: for an unknown key or a value of another type.
     """
     hints = get_type_hints(kind)
-    known = {field.name for field in fields(kind)}
+    known = {field.name for field in fields(kind) if field.init}
     for key in values:
         if key not in known:
             raise ConfigError(f'{_join(place, str(key))}: unknown key; {closest(str(key), known)}')
@@ -52,6 +55,8 @@ def from_values(kind: type[Config], values: Mapping[str, Any], place: str = '') 
 
 
 def _convert(kind: Any, value: Any, place: str) -> Any:
+    if isinstance(kind, UnionType):
+        kind, value = _choose(get_args(kind), value, place)
     if is_dataclass(kind):
         if not isinstance(value, Mapping):
             raise ConfigError(f'{place}: {value!r} is no group of keys')
@@ -65,6 +70,16 @@ def _convert(kind: Any, value: Any, place: str) -> Any:
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise ConfigError(f'{place}: {value!r} is no {kind.__name__}')
     return value
+
+
+def _choose(kinds: tuple[type, ...], value: Any, place: str) -> tuple[type, Any]:
+    """Return the member of a union of dataclasses that the tag names, the first without one, and what is left."""
+    known = {kind.__dataclass_fields__[TAG].default: kind for kind in kinds}
+    if not isinstance(value, Mapping) or TAG not in value:
+        return kinds[0], value
+    if value[TAG] not in known:
+        raise ConfigError(f'{_join(place, TAG)}: {value[TAG]!r}; {closest(str(value[TAG]), known)}')
+    return known[value[TAG]], {key: item for key, item in value.items() if key != TAG}
 
 
 def _join(place: str, key: str) -> str:

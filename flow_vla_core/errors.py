@@ -7,11 +7,11 @@ import difflib
 from enum import IntEnum
 
 __all__ = [
-    'ActionNotFinite', 'CheckpointError', 'ChunkContractMismatch', 'ChunkError', 'ChunkFromFuture', 'ChunkNotFinite',
-    'ChunkShape', 'ChunkStep', 'ChunkTooOld', 'Code', 'ClockJump', 'ConfigError', 'ContractError', 'DataError',
-    'DiskFull', 'FlowVLAError', 'ImageInvalid', 'InstructionMissing', 'InstructionUnknown', 'ObservationError',
-    'RecordError', 'StateInvalid', 'StateNotFinite', 'StreamMissing', 'StreamSkewed', 'StreamStale', 'TrainingError',
-    'closest',
+    'ActionNotFinite', 'CheckpointError', 'ChunkContractMismatch', 'ChunkError', 'ChunkFromFuture',
+    'ChunkNotFinite', 'ChunkShape', 'ChunkStep', 'ChunkTooOld', 'ClockJump', 'Code', 'ConfigError', 'ContractError',
+    'DataError', 'DiskFull', 'FlowVLAError', 'ImageInvalid', 'InputError', 'InstructionMissing',
+    'InstructionUnknown', 'ObservationError', 'RecordError', 'StateInvalid', 'StateNotFinite', 'StreamMissing',
+    'StreamSkewed', 'StreamStale', 'TrainingError', 'closest',
 ]
 
 
@@ -66,6 +66,10 @@ class CheckpointError(FlowVLAError):
 
 class DataError(FlowVLAError):
     """Reports a bag or a dataset that can't be used."""
+
+
+class InputError(FlowVLAError):
+    """Reports a tensor that a model can't take: a wrong shape, NaN, or a time outside [0, 1]."""
 
 
 class TrainingError(FlowVLAError):

@@ -10,13 +10,12 @@ from torch import Tensor, nn
 
 from flow_vla_core.contract import RobotContract
 from flow_vla_core.encoders import Fusion, ImageEncoder, LanguageEncoder, StateEncoder, Vocabulary, drop_words
-from flow_vla_core.errors import ConfigError, closest
-from flow_vla_core.generators import FlowMatching, Generator, Refined
-from flow_vla_core.networks import ActionTransformer, ResidualMLP, UNet1d
+from flow_vla_core.generators import FlowMatchingConfig, Generator, GeneratorConfig, Refined
+from flow_vla_core.networks import NetworkConfig, ResidualMLP, Sizes
 from flow_vla_core.transforms import Normaliser, Statistics
 from flow_vla_core.types import Batch, Condition
 
-__all__ = ['FlowVLA', 'GeneratorConfig', 'ImageConfig', 'NetworkConfig', 'PolicyConfig']
+__all__ = ['FlowVLA', 'ImageConfig', 'PolicyConfig']
 
 
 @dataclass(frozen=True)
@@ -26,37 +25,6 @@ class ImageConfig:
     widths: tuple[int, ...] = (32, 32, 64)
     points: int = 32
     features: int = 128
-
-
-@dataclass(frozen=True)
-class NetworkConfig:
-    """Chooses and sizes the velocity network: ``unet``, ``transformer`` or ``mlp``."""
-
-    kind: str = 'unet'
-    width: int = 64
-    depth: int = 2
-    heads: int = 4
-
-    def build(self, horizon: int, action_dim: int, condition_dim: int) -> nn.Module:
-        """Make the network. Raise `ConfigError` for an unknown kind."""
-        if self.kind == 'transformer':
-            return ActionTransformer(horizon, action_dim, condition_dim, self.width, self.depth, self.heads)
-        if self.kind == 'unet':
-            widths = tuple(self.width * 2 ** scale for scale in range(self.depth))
-            return UNet1d(horizon, action_dim, condition_dim, widths)
-        if self.kind == 'mlp':
-            return ResidualMLP(horizon, action_dim, condition_dim, self.width, self.depth)
-        raise ConfigError(f'network.kind: {self.kind!r}; {closest(self.kind, ("transformer", "unet", "mlp"))}')
-
-
-@dataclass(frozen=True)
-class GeneratorConfig:
-    """Chooses how flow matching draws time and solves; see `FlowMatching`."""
-
-    steps: int = 5
-    solver: str = 'euler'
-    time: str = 'beta'
-    draws: int = 4
 
 
 @dataclass(frozen=True)
@@ -70,7 +38,7 @@ class PolicyConfig:
         condition_width: of the condition.
         image: of each camera's encoder.
         network: the velocity network.
-        generator: how chunks are made.
+        generator: the family that makes the chunks, and its settings.
         refiner: whether a small network corrects the chunks.
         instruction_dropout: share of training examples whose words are taken away.
     """
@@ -81,7 +49,7 @@ class PolicyConfig:
     condition_width: int = 256
     image: ImageConfig = field(default_factory=ImageConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
-    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    generator: GeneratorConfig = field(default_factory=FlowMatchingConfig)
     refiner: bool = False
     instruction_dropout: float = 0.05
 
@@ -89,7 +57,7 @@ class PolicyConfig:
     def dummy(cls) -> PolicyConfig:
         """Return the smallest policy, for tests."""
         return cls(4, 8, 8, 16, ImageConfig((8, 8, 8), 4, 8), NetworkConfig('transformer', 8, 1, 2),
-                   GeneratorConfig(steps=2, draws=2))
+                   FlowMatchingConfig(steps=2, draws=2))
 
 
 class FlowVLA(nn.Module):
@@ -116,7 +84,7 @@ class FlowVLA(nn.Module):
         self.state = StateEncoder(contract.state_dim, contract.history, config.state_width)
         widths = {**{f'camera/{name}': config.image.features for name in self.cameras},
                   'state': config.state_width, 'language': config.language_width}
-        self.fusion = Fusion(widths, config.condition_width)
+        self.fusion = Fusion(widths, config.condition_width, config.network.kind == 'transformer')
         self.generator = self._build_generator()
 
     @classmethod
@@ -174,10 +142,10 @@ class FlowVLA(nn.Module):
 
     def _build_generator(self) -> Generator:
         config = self.config
-        sizes = (config.horizon, self.contract.action_dim, config.condition_width)
-        settings = config.generator
-        generator = FlowMatching(config.network.build(*sizes), *sizes[:2], steps=settings.steps, solver=settings.solver,
-                                 time=settings.time, draws=settings.draws)
+        tokens = config.condition_width if config.network.kind == 'transformer' else 0
+        sizes = Sizes(config.horizon, self.contract.action_dim, config.condition_width, tokens)
+        generator = config.generator.build(sizes, config.network)
         if not config.refiner:
             return generator
-        return Refined(generator, ResidualMLP(*sizes, config.condition_width, 2))
+        shape = (sizes.horizon, sizes.action_dim, sizes.condition_dim)
+        return Refined(generator, ResidualMLP(*shape, config.condition_width, 2))

@@ -6,8 +6,8 @@ Shapes, for the whole package: ``B`` batch, ``T`` tokens or time, ``H`` horizon,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -91,10 +91,26 @@ class Condition:
 
     Args:
         vector: (B, D) summary of the whole observation.
+        tokens: (B, T, D) its parts, for networks that attend to them; None if there are none.
     """
 
     vector: torch.Tensor
+    tokens: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.vector)
 
     def expand(self, samples: int) -> Condition:
         """Repeat every element for several samples: (B, ...) -> (B * samples, ...)."""
-        return Condition(self.vector.repeat_interleave(samples, 0))
+        return self._map(lambda part: part.repeat_interleave(samples, 0))
+
+    def __getitem__(self, index: slice | torch.Tensor) -> Condition:
+        """Choose elements of the batch."""
+        return self._map(lambda part: part[index])
+
+    def with_vector(self, vector: torch.Tensor) -> Condition:
+        """Return the same with another vector."""
+        return replace(self, vector=vector)
+
+    def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Condition:
+        return Condition(change(self.vector), None if self.tokens is None else change(self.tokens))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from flow_vla_core.errors import ConfigError
 from flow_vla_core.generators import FlowMatching, Refined
 from flow_vla_core.generators.flow_matching import beta_time, uniform_time
-from flow_vla_core.networks import ResidualMLP
+from flow_vla_core.networks import ResidualMLP, Sizes
 from flow_vla_core.solvers import SOLVERS
 from flow_vla_core.types import Condition
 
@@ -65,7 +65,7 @@ def test_times_follow_their_distributions() -> None:
 def test_the_network_sees_points_of_the_straight_path_and_the_loss_is_that_of_its_velocity(dtype: torch.dtype) -> None:
     network = Recorder(0.5)
     actions, draws = torch.randn(7, 5, 2, generator=seeded(1), dtype=dtype), 3
-    loss = FlowMatching(network, 5, 2, draws=draws).loss(actions, condition(7, dtype), generator=seeded(2))
+    loss = FlowMatching(network, Sizes(5, 2, 3), draws=draws).loss(actions, condition(7, dtype), generator=seeded(2))
     mixed, t, seen = network.calls[0]
     assert mixed.shape == (21, 5, 2) and t.shape == (21,) and seen.vector.shape == (21, 3)
     ends = actions.repeat_interleave(draws, 0)
@@ -76,7 +76,7 @@ def test_the_network_sees_points_of_the_straight_path_and_the_loss_is_that_of_it
 
 
 def test_the_masked_loss_is_the_loss_of_what_counts() -> None:
-    generator = FlowMatching(Recorder(), 5, 2, draws=1)
+    generator = FlowMatching(Recorder(), Sizes(5, 2, 3), draws=1)
     actions, mask = torch.randn(4, 5, 2, generator=seeded(1)), torch.arange(5) < torch.tensor([[5], [3], [1], [2]])
     whole = generator.loss(actions, condition(4), mask, seeded(2))
     broken = torch.where(mask[..., None], actions, torch.full_like(actions, 1e3))
@@ -87,14 +87,15 @@ def test_the_masked_loss_is_the_loss_of_what_counts() -> None:
 
 
 def test_nothing_that_counts_gives_no_nan() -> None:
-    loss = FlowMatching(Recorder(), 5, 2).loss(torch.randn(2, 5, 2), condition(2), torch.zeros(2, 5, dtype=torch.bool))
+    loss = FlowMatching(Recorder(), Sizes(5, 2, 3)).loss(torch.randn(2, 5, 2), condition(2),
+                                                       torch.zeros(2, 5, dtype=torch.bool))
     assert loss.item() == 0
 
 
 @pytest.mark.parametrize('solver', SOLVERS)
 def test_the_exact_field_between_gaussians_gives_the_right_mean_and_spread(solver: str) -> None:
     field = GaussianField(2.0, 0.5)
-    generator = FlowMatching(field, 2, 1, steps=200, solver=solver)
+    generator = FlowMatching(field, Sizes(2, 1, 3), steps=200, solver=solver)
     made = generator.sample(condition(20_000, torch.float64), generator=seeded())
     assert made.mean().item() == pytest.approx(2, abs=0.01)
     assert made.std().item() == pytest.approx(0.5, abs=0.01)
@@ -103,7 +104,7 @@ def test_the_exact_field_between_gaussians_gives_the_right_mean_and_spread(solve
 
 
 def test_samples_depend_on_nothing_but_the_noise() -> None:
-    generator = FlowMatching(ResidualMLP(5, 2, 3, 8, 1), 5, 2)
+    generator = FlowMatching(ResidualMLP(5, 2, 3, 8, 1), Sizes(5, 2, 3))
     noise = torch.randn(4, 5, 2)
     kept = noise.clone()
     first = generator.sample(condition(4), noise=noise)
@@ -119,7 +120,7 @@ def test_samples_depend_on_nothing_but_the_noise() -> None:
 
 def test_steps_can_be_chosen_for_one_sample() -> None:
     network = Recorder(1.0)
-    generator = FlowMatching(network, 5, 2, steps=7)
+    generator = FlowMatching(network, Sizes(5, 2, 3), steps=7)
     generator.sample(condition(1))
     generator.sample(condition(1), steps=3)
     assert len(network.calls) == 10
@@ -127,7 +128,7 @@ def test_steps_can_be_chosen_for_one_sample() -> None:
 
 def test_a_prefix_is_kept_and_seen_on_its_path() -> None:
     network = Recorder(1.0)
-    generator = FlowMatching(network, 5, 2, steps=4)
+    generator = FlowMatching(network, Sizes(5, 2, 3), steps=4)
     noise, prefix = torch.randn(3, 5, 2, dtype=torch.float64), torch.randn(3, 2, 2, dtype=torch.float64)
     made = generator.sample(condition(3, torch.float64), noise=noise, prefix=prefix)
     assert torch.equal(made[:, :2], prefix)
@@ -141,7 +142,7 @@ def test_a_prefix_is_kept_and_seen_on_its_path() -> None:
     ({'steps': 0}, 'steps: 0'), ({'draws': 0}, 'draws: 0')])
 def test_wrong_settings_are_named(settings: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        FlowMatching(Recorder(), 5, 2, **settings)
+        FlowMatching(Recorder(), Sizes(5, 2, 3), **settings)
 
 
 def train(generator: nn.Module, targets: Tensor, steps: int) -> None:
@@ -160,7 +161,8 @@ def test_two_modes_are_learned_and_nothing_between_them() -> None:
     shape = torch.sin(torch.linspace(0, 3.14, 6))[:, None]
     signs = (torch.arange(1000) % 10 < 3).float() * 2 - 1
     targets = signs[:, None, None] * shape + 0.02 * torch.randn(1000, 6, 1)
-    generator = FlowMatching(ResidualMLP(6, 1, 1, 48, 2), 6, 1, steps=8, solver='midpoint', time='uniform', draws=1)
+    generator = FlowMatching(ResidualMLP(6, 1, 1, 48, 2), Sizes(6, 1, 1), steps=8, solver='midpoint',
+                             time='uniform', draws=1)
     train(generator, targets, 500)
     with torch.no_grad():
         made = generator.sample(Condition(torch.zeros(2000, 1)), generator=seeded(1))
@@ -172,7 +174,7 @@ def test_two_modes_are_learned_and_nothing_between_them() -> None:
 
 def test_refinement_corrects_what_the_base_gets_wrong_and_does_not_train_it() -> None:
     torch.manual_seed(0)
-    base = FlowMatching(Recorder(0.0), 3, 1, steps=1)
+    base = FlowMatching(Recorder(0.0), Sizes(3, 1, 1), steps=1)
     refined = Refined(base, ResidualMLP(3, 1, 1, 32, 2))
     targets = torch.full((500, 3, 1), 2.0)
     train(refined, targets, 200)
@@ -183,7 +185,7 @@ def test_refinement_corrects_what_the_base_gets_wrong_and_does_not_train_it() ->
 
 
 def test_no_gradient_of_the_refinement_reaches_the_base() -> None:
-    base = FlowMatching(ResidualMLP(3, 1, 1, 8, 1), 3, 1)
+    base = FlowMatching(ResidualMLP(3, 1, 1, 8, 1), Sizes(3, 1, 1))
     refined = Refined(base, ResidualMLP(3, 1, 1, 8, 1))
     actions, empty = torch.randn(4, 3, 1), Condition(torch.zeros(4, 1))
     refined.loss(actions, empty, generator=seeded()).backward()

@@ -10,7 +10,8 @@ import torch
 
 from flow_vla_core.config import from_values, to_values
 from flow_vla_core.errors import ConfigError
-from flow_vla_core.policy import FlowVLA, NetworkConfig, PolicyConfig
+from flow_vla_core.networks import NetworkConfig
+from flow_vla_core.policy import FlowVLA, PolicyConfig
 from flow_vla_core.types import Batch
 
 NETWORKS = {'transformer': NetworkConfig('transformer', 8, 1, 2), 'unet': NetworkConfig('unet', 8, 2),

@@ -92,4 +92,5 @@ cmake --version 2>/dev/null | grep -Eq 'version (3\.2[0-9]|3\.3|4)' || pip_insta
 echo 'flow_vla: compiling the messages and installing'
 rm -rf build/temp* build/lib* build/bdist*
 pip_install --no-build-isolation -e ".[$extras]"
+pip_install --no-deps 'torchcfm==1.0.7'  # what it asks for besides pot, torch and torchdiffeq is for its examples
 printf '%s\n' "$key" >"$stamp"

@@ -31,18 +31,24 @@ class StateEncoder(nn.Module):
 
 
 class Fusion(nn.Module):
-    """Joins the encoded parts of an observation into one vector.
+    """Joins the encoded parts of an observation into one vector, and keeps each as a token where that is asked for.
 
     Args:
         widths: name of each part -> its size, in order.
         width: of the condition D.
+        tokens: whether to make tokens (B, number of parts, D) as well.
     """
 
-    def __init__(self, widths: Mapping[str, int], width: int = 256) -> None:
+    def __init__(self, widths: Mapping[str, int], width: int = 256, tokens: bool = False) -> None:
         super().__init__()
         self.names = tuple(widths)
         self.join = nn.Sequential(nn.Linear(sum(widths.values()), width), nn.SiLU(), nn.Linear(width, width))
+        self.tokens = nn.ModuleList([nn.Linear(size, width) for size in widths.values()]) if tokens else None
 
     def forward(self, parts: Mapping[str, Tensor]) -> Condition:
         """(B, size) for each part -> a condition of width D."""
-        return Condition(self.join(torch.cat([parts[name] for name in self.names], 1)))
+        ordered = [parts[name] for name in self.names]
+        vector = self.join(torch.cat(ordered, 1))
+        if self.tokens is None:
+            return Condition(vector)
+        return Condition(vector, torch.stack([layer(part) for layer, part in zip(self.tokens, ordered)], 1))

@@ -23,20 +23,19 @@ class Refined(Generator):
     """
 
     def __init__(self, base: Generator, network: nn.Module, steps: int = 2) -> None:
-        super().__init__()
-        self.base, self.network, self.steps = base, network, steps
+        super().__init__(base.sizes, base.steps)
+        self.base, self.network, self.training_steps = base, network, steps
 
-    def loss(self, actions: Tensor, condition: Condition, mask: Tensor | None = None,
-             generator: torch.Generator | None = None) -> Tensor:
-        """The base's loss and the mean squared error that is left after the correction: a scalar."""
+    def _loss(self, actions: Tensor, condition: Condition, mask: Tensor | None,
+              generator: torch.Generator | None) -> Tensor:
+        """Add the mean squared error that is left after the correction to the base's loss."""
         with torch.no_grad():
-            made = self.base.sample(condition, steps=self.steps, generator=generator)
+            made = self.base.sample(condition, steps=self.training_steps, generator=generator)
         left = masked_mean((self._correct(made, condition) - actions).square(), mask)
         return self.base.loss(actions, condition, mask, generator) + left
 
-    def sample(self, condition: Condition, *, noise: Tensor | None = None, steps: int | None = None,
-               prefix: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
-        """Make chunks and correct them: (B, H, A)."""
+    def _sample(self, condition: Condition, noise: Tensor, steps: int, prefix: Tensor | None,
+                generator: torch.Generator | None) -> Tensor:
         made = self.base.sample(condition, noise=noise, steps=steps, prefix=prefix, generator=generator)
         return begin_with(prefix, self._correct(made, condition))
 

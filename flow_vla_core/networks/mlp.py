@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from flow_vla_core.networks.time import TimeEmbedding
+from flow_vla_core.networks.time import FASTEST, TimeEmbedding
 from flow_vla_core.types import Condition
 
 __all__ = ['ResidualMLP']
@@ -21,11 +21,13 @@ class ResidualMLP(nn.Module):
         condition_dim: width of the condition's vector.
         width: of the hidden layers.
         depth: number of blocks.
+        fastest: highest frequency of the time embedding.
     """
 
-    def __init__(self, horizon: int, action_dim: int, condition_dim: int, width: int = 256, depth: int = 4) -> None:
+    def __init__(self, horizon: int, action_dim: int, condition_dim: int, width: int = 256, depth: int = 4,
+                 fastest: float = FASTEST) -> None:
         super().__init__()
-        self.time = TimeEmbedding(width)
+        self.time = TimeEmbedding(width, fastest)
         self.condition = nn.Linear(condition_dim, width)
         self.enter = nn.Linear(horizon * action_dim, width)
         self.blocks = nn.ModuleList([_Block(width) for _ in range(depth)])

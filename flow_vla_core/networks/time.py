@@ -17,12 +17,13 @@ class TimeEmbedding(nn.Module):
 
     Args:
         width: size of the embedding D, any number above 0.
+        fastest: highest frequency, rad per unit of flow time.
         frequencies: number of frequencies.
     """
 
-    def __init__(self, width: int, frequencies: int = 32) -> None:
+    def __init__(self, width: int, fastest: float = FASTEST, frequencies: int = 32) -> None:
         super().__init__()
-        steps = torch.linspace(math.log(SLOWEST), math.log(FASTEST), frequencies)
+        steps = torch.linspace(math.log(SLOWEST), math.log(fastest), frequencies)
         self.register_buffer('frequencies', steps.exp(), persistent=False)
         self.layers = nn.Sequential(nn.Linear(2 * frequencies, width), nn.SiLU(), nn.Linear(width, width))
 

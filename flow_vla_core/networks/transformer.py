@@ -7,14 +7,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flow_vla_core.errors import ConfigError
-from flow_vla_core.networks.time import TimeEmbedding
+from flow_vla_core.networks.time import FASTEST, TimeEmbedding
 from flow_vla_core.types import Condition
 
 __all__ = ['ActionTransformer']
 
 
 class ActionTransformer(nn.Module):
-    """Makes each action a token; tokens attend to each other, time and condition modulate every block (adaLN-zero).
+    """Makes each action a token; tokens attend to each other and to the condition's tokens; adaLN-zero brings time in.
 
     Follows DiT (arXiv 2212.09748). Flow time may differ from token to token, which training-time real-time chunking
     needs (arXiv 2512.05964).
@@ -26,21 +26,24 @@ class ActionTransformer(nn.Module):
         width: of the tokens, a multiple of ``heads``.
         depth: number of blocks.
         heads: attention heads.
+        token_dim: width of the condition's tokens, which every block attends to; 0 for none.
+        fastest: highest frequency of the time embedding.
 
     Raises:
         ConfigError: if ``width`` is no multiple of ``heads``.
     """
 
     def __init__(self, horizon: int, action_dim: int, condition_dim: int, width: int = 128, depth: int = 3,
-                 heads: int = 4) -> None:
+                 heads: int = 4, *, token_dim: int = 0, fastest: float = FASTEST) -> None:
         super().__init__()
         if width % heads:
             raise ConfigError(f'network.width {width} is no multiple of heads {heads}')
-        self.time = TimeEmbedding(width)
+        self.time = TimeEmbedding(width, fastest)
         self.condition = nn.Linear(condition_dim, width)
         self.enter = nn.Linear(action_dim, width)
         self.place = nn.Parameter(torch.randn(horizon, width) * 0.02)
-        self.blocks = nn.ModuleList([_Block(width, heads) for _ in range(depth)])
+        self.tokens = nn.Linear(token_dim, width) if token_dim else None
+        self.blocks = nn.ModuleList([_Block(width, heads, token_dim > 0) for _ in range(depth)])
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.modulate = nn.Linear(width, 2 * width)
         self.leave = nn.Linear(width, action_dim)
@@ -54,8 +57,9 @@ class ActionTransformer(nn.Module):
         time = time[:, None] if t.ndim == 1 else time
         modulation = functional.silu(self.condition(condition.vector)[:, None] + time)
         hidden = self.enter(x) + self.place
+        tokens = None if self.tokens is None else self.tokens(condition.tokens)
         for block in self.blocks:
-            hidden = block(hidden, modulation)
+            hidden = block(hidden, modulation, tokens)
         shift, scale = self.modulate(modulation).chunk(2, -1)
         return self.leave(self.norm(hidden) * (1 + scale) + shift)
 
@@ -63,9 +67,10 @@ class ActionTransformer(nn.Module):
 class _Block(nn.Module):
     """Is one transformer block whose normalisations and gates depend on time and condition."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, crossed: bool) -> None:
         super().__init__()
         self.heads = heads
+        self.crossing = _Crossing(width, heads) if crossed else None
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.modulate = nn.Linear(width, 6 * width)
         self.attend = nn.Linear(width, 3 * width)
@@ -75,9 +80,10 @@ class _Block(nn.Module):
         nn.init.zeros_(self.modulate.weight)
         nn.init.zeros_(self.modulate.bias)
 
-    def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
+    def forward(self, x: Tensor, modulation: Tensor, tokens: Tensor | None) -> Tensor:
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulate(modulation).chunk(6, -1)
         x = x + gate_a * self._attention(self.norm(x) * (1 + scale_a) + shift_a)
+        x = x if self.crossing is None else x + self.crossing(x, tokens)
         return x + gate_m * self.layers(self.norm(x) * (1 + scale_m) + shift_m)
 
     def _attention(self, x: Tensor) -> Tensor:
@@ -85,3 +91,24 @@ class _Block(nn.Module):
         query, key, value = self.attend(x).reshape(batch, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         mixed = functional.scaled_dot_product_attention(query, key, value)
         return self.join(mixed.transpose(1, 2).reshape(batch, tokens, width))
+
+
+class _Crossing(nn.Module):
+    """Lets actions attend to the condition's tokens; adds nothing before it is trained."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(width)
+        self.ask = nn.Linear(width, width)
+        self.answer = nn.Linear(width, 2 * width)
+        self.join = nn.Linear(width, width)
+        nn.init.zeros_(self.join.weight)
+        nn.init.zeros_(self.join.bias)
+
+    def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
+        batch, count, width = x.shape
+        query = self.ask(self.norm(x)).reshape(batch, count, self.heads, -1).transpose(1, 2)
+        key, value = self.answer(tokens).reshape(batch, tokens.shape[1], 2, self.heads, -1).permute(2, 0, 3, 1, 4)
+        mixed = functional.scaled_dot_product_attention(query, key, value)
+        return self.join(mixed.transpose(1, 2).reshape(batch, count, width))

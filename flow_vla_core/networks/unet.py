@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from flow_vla_core.networks.time import TimeEmbedding
+from flow_vla_core.networks.time import FASTEST, TimeEmbedding
 from flow_vla_core.types import Condition
 
 __all__ = ['UNet1d']
@@ -25,15 +25,16 @@ class UNet1d(nn.Module):
         condition_dim: width of the condition's vector.
         widths: channels of each scale, finest first.
         kernel: size of the convolutions, odd.
+        fastest: highest frequency of the time embedding.
     """
 
     def __init__(self, horizon: int, action_dim: int, condition_dim: int, widths: Sequence[int] = (64, 128),
-                 kernel: int = 5) -> None:
+                 kernel: int = 5, fastest: float = FASTEST) -> None:
         super().__init__()
         width = widths[-1]
         self.scales = 2 ** (len(widths) - 1)
         self.padding = -horizon % self.scales
-        self.time = TimeEmbedding(width)
+        self.time = TimeEmbedding(width, fastest)
         self.condition = nn.Linear(condition_dim, width)
         ins, outs = (action_dim, *widths[:-1]), tuple(widths)
         self.down = nn.ModuleList([_Block(i, o, width, kernel) for i, o in zip(ins, outs)])

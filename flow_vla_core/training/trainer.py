@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from flow_vla_core.config import to_values
 from flow_vla_core.data.windows import Windows
-from flow_vla_core.errors import CheckpointError, TrainingError
+from flow_vla_core.errors import CheckpointError, InputError, TrainingError
 from flow_vla_core.generators.base import masked_mean
 from flow_vla_core.policy import FlowVLA
 from flow_vla_core.training.average import Average
@@ -99,8 +99,11 @@ class FlowTrainer:
         config = self.config
         batch, actions, mask = self._train.augmented(self._sampler.batch(self.step), config.shift, self._state_noise,
                                                      self.generator)
-        loss = self._loss(self.policy, batch.to(self.device), actions.to(self.device), mask.to(self.device),
-                          self.generator)
+        try:
+            loss = self._loss(self.policy, batch.to(self.device), actions.to(self.device), mask.to(self.device),
+                              self.generator)
+        except InputError as error:
+            raise TrainingError(f'step {self.step}: {error}; try a smaller learning_rate') from error
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.policy.parameters(), config.clip, foreach=True)

@@ -1,0 +1,63 @@
+"""Choice and size of a velocity network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from flow_vla_core.errors import ConfigError, closest
+from flow_vla_core.networks.mlp import ResidualMLP
+from flow_vla_core.networks.time import FASTEST
+from flow_vla_core.networks.transformer import ActionTransformer
+from flow_vla_core.networks.unet import UNet1d
+
+__all__ = ['NetworkConfig', 'Sizes']
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Holds the widths that a generator and its networks have to agree on.
+
+    Args:
+        horizon: H.
+        action_dim: A.
+        condition_dim: width of the condition's vector.
+        token_dim: width of the condition's tokens; 0 if it has none.
+    """
+
+    horizon: int
+    action_dim: int
+    condition_dim: int
+    token_dim: int = 0
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Chooses and sizes the velocity network: ``unet``, ``transformer`` or ``mlp``."""
+
+    kind: str = 'unet'
+    width: int = 64
+    depth: int = 2
+    heads: int = 4
+
+    def build(self, sizes: Sizes, fastest: float = FASTEST) -> nn.Module:
+        """Make the network.
+
+        Args:
+            sizes: of chunk and condition.
+            fastest: highest frequency of the time embedding, rad per unit of flow time; families that differentiate
+                by time need a low one.
+
+        Raises:
+            ConfigError: for an unknown kind.
+        """
+        shape = (sizes.horizon, sizes.action_dim, sizes.condition_dim)
+        if self.kind == 'transformer':
+            return ActionTransformer(*shape, self.width, self.depth, self.heads, token_dim=sizes.token_dim,
+                                     fastest=fastest)
+        if self.kind == 'unet':
+            return UNet1d(*shape, tuple(self.width * 2 ** scale for scale in range(self.depth)), fastest=fastest)
+        if self.kind == 'mlp':
+            return ResidualMLP(*shape, self.width, self.depth, fastest=fastest)
+        raise ConfigError(f'network.kind: {self.kind!r}; {closest(self.kind, ("transformer", "unet", "mlp"))}')
