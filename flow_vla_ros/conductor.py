@@ -31,6 +31,7 @@ from flow_vla_ros.trace import Trace
 __all__ = ['Conductor']
 
 SERVICE_SECONDS = 60.0  # a reset builds a new scene when the task changes
+ANSWER_SECONDS = 3.0    # after which a question is asked again: an answer is lost while the two ends still connect
 READY_SECONDS = 120.0   # a policy is loaded and warmed up
 STALL_SECONDS = 20.0    # without a new state of the simulation
 HOPELESS = (Code.INSTRUCTION_UNKNOWN, Code.INFERENCE_FAILED)
@@ -121,16 +122,20 @@ class Conductor:
         for name in DRIVERS:
             self._transition(name, Transition.TRANSITION_DEACTIVATE, State.PRIMARY_STATE_INACTIVE)
 
-    def call(self, client: object, request: object) -> object:
-        """Call a service and return its answer."""
-        self.wait(client.service_is_ready, SERVICE_SECONDS, f'the service {client.srv_name}')
-        future = client.call_async(request)
-        future.add_done_callback(lambda _: self._notify())
-        self.wait(future.done, SERVICE_SECONDS, f'an answer of {client.srv_name}')
-        return future.result()
+    def ask(self, client: object, request: object) -> object:
+        """Call a service that changes nothing, again if no answer comes, and return its answer."""
+        for _ in range(round(SERVICE_SECONDS / ANSWER_SECONDS)):
+            future = self._send(client, request)
+            if self._becomes_true(future.done, ANSWER_SECONDS):
+                return future.result()
+        raise FlowVLAError(f'waited {SERVICE_SECONDS:.0f} s in vain for an answer of {client.srv_name}')
 
     def wait(self, predicate: Callable[[], bool], seconds: float | None, what: str) -> None:
         """Wait for a predicate; without a limit of its own, as long as the simulation goes on."""
+        if not self._becomes_true(predicate, seconds):
+            raise FlowVLAError(f'waited {seconds or STALL_SECONDS:.0f} s in vain for {what}')
+
+    def _becomes_true(self, predicate: Callable[[], bool], seconds: float | None) -> bool:
         deadline = time.monotonic() + (seconds or STALL_SECONDS)
         seen = self._state
         while not predicate():
@@ -138,17 +143,25 @@ class Conductor:
             if seconds is None and self._state is not seen:
                 seen, deadline = self._state, time.monotonic() + STALL_SECONDS
             if time.monotonic() > deadline:
-                raise FlowVLAError(f'waited {seconds or STALL_SECONDS:.0f} s in vain for {what}')
+                return False
             with self._changed:
                 self._changed.wait(0.05)
+        return True
+
+    def _send(self, client: object, request: object) -> object:
+        self.wait(client.service_is_ready, SERVICE_SECONDS, f'the service {client.srv_name}')
+        future = client.call_async(request)
+        future.add_done_callback(lambda _: self._notify())
+        return future
 
     def _prepare(self, episode: Episode) -> None:
         """Say the words and change the scene."""
         resets, self._words = self._resets, episode.instruction
         self._instructions.publish(String(data=episode.instruction))
-        answer = self.call(self._reset, ResetSimulation.Request(task=episode.task, seed=episode.seed))
-        if not answer.success:
-            raise FlowVLAError(f'sim/reset: {answer.message}')
+        future = self._send(self._reset, ResetSimulation.Request(task=episode.task, seed=episode.seed))
+        self.wait(lambda: future.done() or self._shows(episode, resets), SERVICE_SECONDS, 'an answer of sim/reset')
+        if future.done() and not future.result().success:
+            raise FlowVLAError(f'sim/reset: {future.result().message}')
         # A step after the reset, every stream has shown the new scene.
         self.wait(lambda: self._resets > resets and self._state.steps > 0, SERVICE_SECONDS,
                   f'the scene of {episode.task}')
@@ -160,16 +173,28 @@ class Conductor:
             raise FlowVLAError(f'the policy does not act: {status.message}')
         return self._final is not None
 
+    def _shows(self, episode: Episode, resets: int) -> bool:
+        state = self._state
+        return self._resets > resets and (state.task, state.seed) == (episode.task, episode.seed)
+
     def _is_active(self, name: str) -> bool:
-        if not self._get[name].service_is_ready():
-            return False
-        return self.call(self._get[name], GetState.Request()).current_state.id == State.PRIMARY_STATE_ACTIVE
+        return self._get[name].service_is_ready() and self._lifecycle(name) == State.PRIMARY_STATE_ACTIVE
+
+    def _lifecycle(self, name: str) -> int:
+        return self.ask(self._get[name], GetState.Request()).current_state.id
 
     def _transition(self, name: str, transition: int, goal: int) -> None:
-        if self.call(self._get[name], GetState.Request()).current_state.id == goal:
+        """Change a lifecycle state; what the node says of itself counts where the answer is lost."""
+        if self._lifecycle(name) == goal:
             return
-        request = ChangeState.Request(transition=Transition(id=transition))
-        if not self.call(self._change[name], request).success:
+        future = self._send(self._change[name], ChangeState.Request(transition=Transition(id=transition)))
+        end = time.monotonic() + SERVICE_SECONDS
+        while not self._becomes_true(future.done, ANSWER_SECONDS):
+            if self._lifecycle(name) == goal:
+                return
+            if time.monotonic() > end:
+                raise FlowVLAError(f'waited {SERVICE_SECONDS:.0f} s in vain for {name} to change its state')
+        if not future.result().success:
             raise FlowVLAError(f'{name} refused a change of its lifecycle state{self._quote(name)}')
 
     def _check(self) -> None:

@@ -45,7 +45,9 @@ def ros_environment() -> dict[str, str]:
     """Keep this test process, and those that it starts, to itself: own domain, this machine only."""
     if importlib.util.find_spec('rclpy') is None:
         pytest.skip('rclpy is not installed: ROS tests need the ROS wheels or a sourced distribution')
+    from flow_vla_ros.bringup import prepare_environment
     os.environ.update(ROS_DOMAIN_ID=str(_free_domain()), ROS_AUTOMATIC_DISCOVERY_RANGE='LOCALHOST')
+    prepare_environment(isolated=False)  # as our own commands do: without it images overflow the shared memory
     return dict(os.environ)
 
 

@@ -13,7 +13,7 @@ from rclpy.node import Node
 __all__ = ['RosGraph', 'spin_until']
 
 
-def spin_until(executor: SingleThreadedExecutor, predicate: Callable[[], Any], deadline: float = 20.0) -> Any:
+def spin_until(executor: SingleThreadedExecutor, predicate: Callable[[], Any], deadline: float = 60.0) -> Any:
     """Spin until the predicate is true and return its value; fail after ``deadline`` s."""
     end = time.monotonic() + deadline
     while not (value := predicate()):
@@ -33,6 +33,7 @@ class RosGraph:
         self.executor = SingleThreadedExecutor()
         self.nodes: list[Node] = []
         self._probe: Node | None = None
+        self._clients: dict[str, Any] = {}
 
     @property
     def probe(self) -> Node:
@@ -68,14 +69,21 @@ class RosGraph:
         return publisher
 
     def call(self, service: type, name: str, request: Any = None) -> Any:
-        """Call a service and return its answer."""
-        client = self.probe.create_client(service, name)
-        self.spin_until(client.service_is_ready)
+        """Call a service and return its answer.
+
+        The client is kept for the next call: an answer is lost while the server has not heard of a new client yet.
+        """
+        client = self._clients.get(name) or self._connect(service, name)
         future = client.call_async(request or service.Request())
         self.spin_until(future.done)
         return future.result()
 
-    def spin_until(self, predicate: Callable[[], Any], deadline: float = 20.0) -> Any:
+    def _connect(self, service: type, name: str) -> Any:
+        client = self._clients[name] = self.probe.create_client(service, name)
+        self.spin_until(client.service_is_ready)
+        return client
+
+    def spin_until(self, predicate: Callable[[], Any], deadline: float = 60.0) -> Any:
         """Spin until the predicate is true and return its value; fail after ``deadline`` s."""
         return spin_until(self.executor, predicate, deadline)
 
