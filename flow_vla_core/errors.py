@@ -10,8 +10,8 @@ __all__ = [
     'ActionNotFinite', 'CheckpointError', 'ChunkContractMismatch', 'ChunkError', 'ChunkFromFuture',
     'ChunkNotFinite', 'ChunkShape', 'ChunkStep', 'ChunkTooOld', 'ClockJump', 'Code', 'ConfigError', 'ContractError',
     'DataError', 'DiskFull', 'FlowVLAError', 'ImageInvalid', 'InputError', 'InstructionMissing',
-    'InstructionUnknown', 'ObservationError', 'RecordError', 'StateInvalid', 'StateNotFinite', 'StreamMissing',
-    'StreamSkewed', 'StreamStale', 'TrainingError', 'closest',
+    'InstructionUnknown', 'ObservationError', 'RecordError', 'SolverError', 'StateInvalid', 'StateNotFinite',
+    'StreamMissing', 'StreamSkewed', 'StreamStale', 'TrainingError', 'closest',
 ]
 
 
@@ -74,6 +74,10 @@ class InputError(FlowVLAError):
 
 class TrainingError(FlowVLAError):
     """Reports a training that can't go on."""
+
+
+class SolverError(FlowVLAError):
+    """Reports a differential equation that can't be solved within its limits."""
 
 
 class ObservationError(FlowVLAError):
