@@ -22,6 +22,18 @@ class Transform(nn.Module, ABC):
     Args:
         dim: D.
         context_dim: C; 0 for none.
+
+    Raises:
+        ConfigError: for a size that is not allowed.
+
+    Example:
+        >>> class Doubling(Transform):
+        ...     def forward(self, x, context=None):
+        ...         return 2 * x, x.new_full(x.shape[:-1], self.dim * math.log(2))
+        ...     def inverse(self, z, context=None):
+        ...         return z / 2, z.new_full(z.shape[:-1], -self.dim * math.log(2))
+        >>> Doubling(2)(torch.ones(1, 2))
+        (tensor([[2., 2.]]), tensor([1.3863]))
     """
 
     def __init__(self, dim: int, context_dim: int = 0) -> None:
@@ -39,12 +51,22 @@ class Transform(nn.Module, ABC):
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return x and ``log |det dx/dz|``."""
 
+    def generate(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """Return x alone; transforms whose log-determinant is dear leave it out here."""
+        return self.inverse(z, context)[0]
+
 
 class Inverted(Transform):
     """Swaps the two directions of a transform.
 
     Args:
         transform: to be swapped.
+
+    Example:
+        >>> from flow_vla_core.flows import Planar
+        >>> planar, x = Planar(2), torch.ones(1, 2)
+        >>> torch.equal(Inverted(planar).inverse(x)[0], planar(x)[0])
+        True
     """
 
     def __init__(self, transform: Transform) -> None:
@@ -68,6 +90,12 @@ class Composition(Transform):
 
     Raises:
         ConfigError: if there are none, or their sizes differ.
+
+    Example:
+        >>> from flow_vla_core.flows import Planar, Radial
+        >>> z, log_det = Composition([Planar(2), Radial(2)])(torch.ones(5, 2))
+        >>> log_det.shape
+        torch.Size([5])
     """
 
     def __init__(self, transforms: Sequence[Transform]) -> None:
@@ -93,6 +121,12 @@ class Composition(Transform):
             total = total + log_det
         return z, total
 
+    def generate(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """From noise to data, without log-determinants."""
+        for transform in reversed(self.transforms):
+            z = transform.generate(z, context)
+        return z
+
 
 class NormalizingFlow(nn.Module):
     """Makes a distribution out of a standard Gaussian: ``log p(x | c) = log N(z) + log |det dz/dx|, z = f(x, c)``.
@@ -104,6 +138,12 @@ class NormalizingFlow(nn.Module):
 
     Raises:
         ConfigError: if there are none, or their sizes differ.
+
+    Example:
+        >>> from flow_vla_core.flows import Planar
+        >>> flow = NormalizingFlow([Planar(2, context_dim=3), Planar(2, context_dim=3)])
+        >>> flow(torch.zeros(3)).sample((5,)).shape
+        torch.Size([5, 2])
     """
 
     def __init__(self, transforms: Sequence[Transform]) -> None:
@@ -133,6 +173,16 @@ class NormalizingFlow(nn.Module):
             _check('context', context, self.context_dim)
         return FlowDistribution(self.transform, context)
 
+    def nll(self, x: Tensor, context: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+        """Return what training minimises, in nats: (..., D) -> (...), ``-log p(x | c)`` or an unbiased estimate of it.
+
+        Args:
+            x: data.
+            context: (..., C), as for `forward`.
+            generator: source of randomness, for flows that estimate.
+        """
+        return -self(context).log_prob(x)
+
 
 class FlowDistribution:
     """Is the distribution of a flow for one context, or for a batch of them.
@@ -140,6 +190,13 @@ class FlowDistribution:
     Args:
         transform: data to noise.
         context: (..., C), or None.
+
+    Example:
+        >>> from flow_vla_core.flows import Planar
+        >>> distribution = FlowDistribution(Planar(2))
+        >>> x, log_prob = distribution.sample_and_log_prob((5,))
+        >>> torch.allclose(log_prob, distribution.log_prob(x), atol=1e-5)
+        True
     """
 
     def __init__(self, transform: Transform, context: Tensor | None = None) -> None:
@@ -151,8 +208,7 @@ class FlowDistribution:
         Raises:
             InputError: for another width, or for NaN or infinity.
         """
-        _check('x', x, self.transform.dim)
-        z, log_det = self.transform(*self._broadcast(x))
+        z, log_det = self.transform(*self.broadcast(x))
         return log_normal(z) + log_det
 
     def sample(self, shape: Sequence[int] = (), generator: torch.Generator | None = None) -> Tensor:
@@ -162,21 +218,22 @@ class FlowDistribution:
 
     def rsample(self, shape: Sequence[int] = (), generator: torch.Generator | None = None) -> Tensor:
         """Draw with the gradient to weights and context."""
-        return self.transform.inverse(*self._broadcast(self._draw(shape, generator)))[0]
+        return self.transform.generate(*self.broadcast(self._draw(shape, generator)))
 
     def sample_and_log_prob(self, shape: Sequence[int] = (),
                             generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Draw with gradient, and return the log-densities (*shape, *batch) of what was drawn."""
         z = self._draw(shape, generator)
-        x, log_det = self.transform.inverse(*self._broadcast(z))
+        x, log_det = self.transform.inverse(*self.broadcast(z))
         return x, log_normal(z) - log_det
 
-    def _draw(self, shape: Sequence[int], generator: torch.Generator | None) -> Tensor:
-        batch = () if self.context is None else self.context.shape[:-1]
-        like = next(self.transform.parameters()) if self.context is None else self.context
-        return torch.randn(*shape, *batch, self.transform.dim, generator=generator).to(like)
+    def broadcast(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return points (..., D) and context with the same leading shape.
 
-    def _broadcast(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        Raises:
+            InputError: if the points have another width, are not finite, or do not fit the context.
+        """
+        _check('x', x, self.transform.dim)
         if self.context is None:
             return x, None
         try:
@@ -184,6 +241,11 @@ class FlowDistribution:
         except RuntimeError as error:
             raise InputError(f'x {tuple(x.shape)} and context {tuple(self.context.shape)} do not fit') from error
         return x.expand(*shape, x.shape[-1]), self.context.expand(*shape, self.context.shape[-1])
+
+    def _draw(self, shape: Sequence[int], generator: torch.Generator | None) -> Tensor:
+        batch = () if self.context is None else self.context.shape[:-1]
+        like = next(self.transform.parameters()) if self.context is None else self.context
+        return torch.randn(*shape, *batch, self.transform.dim, generator=generator).to(like)
 
 
 def log_normal(z: Tensor) -> Tensor:

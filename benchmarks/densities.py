@@ -1,0 +1,180 @@
+"""Measures how well density flows learn distributions in the plane, ours beside zuko's, against the exact floors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+import json
+import math
+from pathlib import Path
+import time
+from typing import Annotated, Protocol
+
+from rich.console import Console
+from rich.table import Table
+import torch
+from torch import Tensor, nn
+import typer
+import zuko
+
+from flow_vla_core.errors import ConfigError, closest
+from flow_vla_core.evaluation.report import Machine, git_state
+from flow_vla_core.evaluation.toys import DENSITIES, FLOORS, TOYS
+from flow_vla_core.flows import FLOWS, NormalizingFlow
+
+HIDDEN = (64, 64)
+TEST_SEED = 1_000_003
+
+
+class Model(Protocol):
+    """Is a density model under test."""
+
+    module: nn.Module
+
+    def nll(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """What training minimises: (N, 2) -> (N)."""
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """The exact log-density, in nats: (N, 2) -> (N)."""
+
+
+class Ours:
+    """Wraps a flow of `FLOWS`."""
+
+    def __init__(self, name: str) -> None:
+        self.module: NormalizingFlow = FLOWS[name](2, 0)
+
+    def nll(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        return self.module.nll(x, None, generator)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        return self.module().log_prob(x)
+
+
+class Zuko:
+    """Wraps a flow of zuko."""
+
+    def __init__(self, build: Callable[..., nn.Module], transforms: int) -> None:
+        self.module = build(2, transforms=transforms, hidden_features=HIDDEN)
+
+    def nll(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        return -self.log_prob(x)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        return self.module().log_prob(x)
+
+
+MODELS: dict[str, Callable[[], Model]] = {
+    **{name: lambda name=name: Ours(name) for name in FLOWS},
+    'zuko_real_nvp': lambda: Zuko(zuko.flows.RealNVP, 6),
+    'zuko_maf': lambda: Zuko(zuko.flows.MAF, 5),
+    'zuko_spline_autoregressive': lambda: Zuko(zuko.flows.NSF, 3),
+}
+
+
+@dataclass(frozen=True)
+class Result:
+    """Holds one training: mean negative log-likelihood of fresh points in nats, its standard error, seconds.
+
+    ``truth`` is what the exact density has on the same points, ``floor`` its expectation; None where it is not known.
+    """
+
+    target: str
+    flow: str
+    nll: float
+    error: float
+    truth: float | None
+    floor: float | None
+    parameters: int
+    seconds: float
+
+
+def train(model: Model, target: str, steps: int, batch: int, seed: int) -> float:
+    """Fit the model with Adam, 1e-3 falling as a cosine; return the seconds it took."""
+    random = torch.Generator().manual_seed(seed)
+    optimiser = torch.optim.Adam(model.module.parameters(), 1e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    model.module.train()
+    start = time.perf_counter()
+    for _ in range(steps):
+        optimiser.zero_grad()
+        model.nll(TOYS[target](batch, random), random).mean().backward()
+        optimiser.step()
+        schedule.step()
+    return time.perf_counter() - start
+
+
+@torch.no_grad()
+def evaluate(model: Model, target: str, count: int) -> Tensor:
+    """Return -log p of fresh points, the same ones for every model: (count)."""
+    model.module.eval()
+    return -torch.cat([model.log_prob(part) for part in fresh(target, count).split(5000)])
+
+
+def fresh(target: str, count: int) -> Tensor:
+    """Draw the points that every model is evaluated on: (count, 2)."""
+    return TOYS[target](count, torch.Generator().manual_seed(TEST_SEED))
+
+
+def measure(name: str, target: str, steps: int, batch: int, points: int, seed: int) -> Result:
+    """Train one model on one target."""
+    torch.manual_seed(seed)
+    model = MODELS[name]()
+    seconds = train(model, target, steps, batch, seed)
+    nll = evaluate(model, target, points).double()
+    truth = -DENSITIES[target](fresh(target, points)).double().mean().item() if target in DENSITIES else None
+    return Result(target, name, nll.mean().item(), nll.std().item() / math.sqrt(points), truth, FLOORS.get(target),
+                  sum(p.numel() for p in model.module.parameters()), seconds)
+
+
+def table(results: list[Result]) -> Table:
+    """Lay the results out: a row for each flow, a column for each target."""
+    targets = list(dict.fromkeys(result.target for result in results))
+    found = {(result.flow, result.target): result for result in results}
+    made = Table('flow', *targets, 'parameters', 'seconds')
+    floors = (f'{FLOORS[target]:.3f}' if target in FLOORS else '' for target in targets)
+    truths = {result.target: f'{result.truth:.3f}' if result.truth else '' for result in results}
+    made.add_row('floor', *floors, '', '')
+    made.add_row('floor on these points', *(truths[target] for target in targets), '', '', end_section=True)
+    for flow in dict.fromkeys(result.flow for result in results):
+        own = [result for result in results if result.flow == flow]
+        cells = (f'{found[flow, target].nll:.3f}' if (flow, target) in found else '' for target in targets)
+        made.add_row(flow, *cells, str(own[0].parameters), f'{sum(result.seconds for result in own) / len(own):.0f}')
+    return made
+
+
+def chosen(given: str, allowed: list[str], what: str) -> list[str]:
+    """Split names, and refuse unknown ones."""
+    names = allowed if given == 'all' else given.split(',')
+    for name in names:
+        if name not in allowed:
+            raise ConfigError(f'{what}: {name!r}; {closest(name, allowed)}')
+    return names
+
+
+def run(
+    targets: Annotated[str, typer.Option(help='names with commas between, or all')] = 'all',
+    flows: Annotated[str, typer.Option(help='names with commas between, or all')] = 'all',
+    steps: Annotated[int, typer.Option(min=1, help='of the optimiser')] = 2500,
+    batch: Annotated[int, typer.Option(min=1, help='points per step')] = 512,
+    points: Annotated[int, typer.Option(min=2, help='fresh points that are evaluated')] = 20_000,
+    seed: Annotated[int, typer.Option(help='of weights and data')] = 0,
+    out: Annotated[Path, typer.Option('--json', help='file of the results; written after each training')] =
+        Path('out/benchmarks/densities.json'),
+) -> None:
+    """Train every flow on every target on one thread; the whole table takes about an hour."""
+    torch.set_num_threads(1)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    results: list[Result] = []
+    for target in chosen(targets, list(TOYS), 'targets'):
+        for name in chosen(flows, list(MODELS), 'flows'):
+            results.append(measure(name, target, steps, batch, points, seed))
+            print(f'{target} {name}: {results[-1].nll:.3f} in {results[-1].seconds:.0f} s', flush=True)
+            values = {'steps': steps, 'batch': batch, 'points': points, 'seed': seed, 'git_commit': git_state()[0],
+                      'machine': asdict(Machine.here()), 'results': [asdict(result) for result in results]}
+            out.write_text(json.dumps(values, indent=2) + '\n')
+    Console().print(table(results))
+
+
+if __name__ == '__main__':
+    typer.run(run)
