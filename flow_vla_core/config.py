@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from types import UnionType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -38,6 +38,9 @@ def to_values(config: Any) -> dict[str, Any]:
 def from_values(kind: type[Config], values: Mapping[str, Any], place: str = '') -> Config:
     """Build a tree of frozen dataclasses; keys left out keep their defaults.
 
+    Fields may be dataclasses, unions of dataclasses told apart by ``family``, tuples, numbers, texts and any of these
+    or None.
+
     Args:
         kind: dataclass to build.
         values: nested dictionaries.
@@ -46,6 +49,7 @@ def from_values(kind: type[Config], values: Mapping[str, Any], place: str = '') 
     Raises:
         ConfigError: for an unknown key or a value of another type.
     """
+    values = _without_tag(kind, values, place)
     hints = get_type_hints(kind)
     known = {field.name for field in fields(kind) if field.init}
     for key in values:
@@ -55,16 +59,16 @@ def from_values(kind: type[Config], values: Mapping[str, Any], place: str = '') 
 
 
 def _convert(kind: Any, value: Any, place: str) -> Any:
-    if isinstance(kind, UnionType):
-        kind, value = _choose(get_args(kind), value, place)
+    if get_origin(kind) in (UnionType, Union):
+        if value is None and NoneType in get_args(kind):
+            return None
+        kind = _choose([member for member in get_args(kind) if member is not NoneType], value, place)
     if is_dataclass(kind):
         if not isinstance(value, Mapping):
             raise ConfigError(f'{place}: {value!r} is no group of keys')
         return from_values(kind, value, place)
     if get_origin(kind) is tuple:
-        if not isinstance(value, (list, tuple)):
-            raise ConfigError(f'{place}: {value!r} is no list')
-        return tuple(_convert(get_args(kind)[0], item, place) for item in value)
+        return _convert_tuple(get_args(kind), value, place)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
@@ -72,14 +76,39 @@ def _convert(kind: Any, value: Any, place: str) -> Any:
     return value
 
 
-def _choose(kinds: tuple[type, ...], value: Any, place: str) -> tuple[type, Any]:
-    """Return the member of a union of dataclasses that the tag names, the first without one, and what is left."""
-    known = {kind.__dataclass_fields__[TAG].default: kind for kind in kinds}
-    if not isinstance(value, Mapping) or TAG not in value:
-        return kinds[0], value
-    if value[TAG] not in known:
+def _convert_tuple(kinds: tuple[Any, ...], value: Any, place: str) -> tuple:
+    if not isinstance(value, (list, tuple)):
+        raise ConfigError(f'{place}: {value!r} is no list')
+    if Ellipsis in kinds:
+        kinds = kinds[:1] * len(value)
+    if len(value) != len(kinds):
+        raise ConfigError(f'{place}: {value!r} has {len(value)} items; allowed: {len(kinds)}')
+    return tuple(_convert(kind, item, f'{place}.{index}') for index, (kind, item) in enumerate(zip(kinds, value)))
+
+
+def _choose(kinds: list[Any], value: Any, place: str) -> Any:
+    """Return the member of a union of dataclasses that the tag names, the first without one."""
+    if len(kinds) == 1 or not isinstance(value, Mapping) or TAG not in value:
+        return kinds[0]
+    known = {_tag_of(kind): kind for kind in kinds}
+    if str(value[TAG]) not in known:
         raise ConfigError(f'{_join(place, TAG)}: {value[TAG]!r}; {closest(str(value[TAG]), known)}')
-    return known[value[TAG]], {key: item for key, item in value.items() if key != TAG}
+    return known[str(value[TAG])]
+
+
+def _without_tag(kind: type, values: Mapping[str, Any], place: str) -> Mapping[str, Any]:
+    """Take away the tag, which the kind sets itself; another kind's is an error."""
+    tag = _tag_of(kind)
+    if tag is None or TAG not in values:
+        return values
+    if values[TAG] != tag:
+        raise ConfigError(f'{_join(place, TAG)}: {values[TAG]!r}; allowed: {tag!r}')
+    return {key: value for key, value in values.items() if key != TAG}
+
+
+def _tag_of(kind: type) -> str | None:
+    field = kind.__dataclass_fields__.get(TAG)
+    return field.default if field is not None and not field.init else None
 
 
 def _join(place: str, key: str) -> str:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from flow_vla_core.contract import RobotContract
 from flow_vla_core.encoders import Fusion, ImageEncoder, LanguageEncoder, StateEncoder, Vocabulary, drop_words
-from flow_vla_core.generators import FlowMatchingConfig, Generator, GeneratorConfig, Refined
+from flow_vla_core.errors import ConfigError
+from flow_vla_core.generators import FlowMatchingConfig, Generator, GeneratorConfig, Refined, Student
 from flow_vla_core.networks import NetworkConfig, ResidualMLP, Sizes
 from flow_vla_core.transforms import Normaliser, Statistics
 from flow_vla_core.types import Batch, Condition
@@ -18,9 +19,22 @@ from flow_vla_core.types import Batch, Condition
 __all__ = ['FlowVLA', 'ImageConfig', 'PolicyConfig']
 
 
+SHARED = ('horizon', 'language_width', 'state_width', 'condition_width', 'image')  # by a student and its teacher
+
+
 @dataclass(frozen=True)
 class ImageConfig:
-    """Sizes `ImageEncoder`."""
+    """Sizes `ImageEncoder`.
+
+    Args:
+        widths: channels of stem, fine and coarse block.
+        points: of the spatial softmax.
+        features: width of one camera's vector.
+
+    Example:
+        >>> ImageConfig(points=16).features
+        128
+    """
 
     widths: tuple[int, ...] = (32, 32, 64)
     points: int = 32
@@ -41,6 +55,10 @@ class PolicyConfig:
         generator: the family that makes the chunks, and its settings.
         refiner: whether a small network corrects the chunks.
         instruction_dropout: share of training examples whose words are taken away.
+
+    Example:
+        >>> PolicyConfig(horizon=7).build_generator(action_dim=4).sizes
+        Sizes(horizon=7, action_dim=4, condition_dim=256, token_dim=0)
     """
 
     horizon: int = 12
@@ -59,6 +77,20 @@ class PolicyConfig:
         return cls(4, 8, 8, 16, ImageConfig((8, 8, 8), 4, 8), NetworkConfig('transformer', 8, 1, 2),
                    FlowMatchingConfig(steps=2, draws=2))
 
+    def sizes(self, action_dim: int) -> Sizes:
+        """Return the sizes of chunk and condition; tokens are made for the network that attends to them."""
+        tokens = self.condition_width if self.network.kind == 'transformer' else 0
+        return Sizes(self.horizon, action_dim, self.condition_width, tokens)
+
+    def build_generator(self, action_dim: int) -> Generator:
+        """Make the untrained generator. Raise `ConfigError` if one of its settings is out of range."""
+        sizes = self.sizes(action_dim)
+        generator = self.generator.build(sizes, self.network)
+        if not self.refiner:
+            return generator
+        shape = (sizes.horizon, sizes.action_dim, sizes.condition_dim)
+        return Refined(generator, ResidualMLP(*shape, self.condition_width, 2))
+
 
 class FlowVLA(nn.Module):
     """Turns observations and words into action chunks in the contract's units.
@@ -68,6 +100,17 @@ class FlowVLA(nn.Module):
         contract: of the robot.
         statistics: of the training data; keys ``state`` and ``actions``.
         vocabulary: words that it knows.
+
+    Example:
+        >>> from flow_vla_core.contract import find_contract
+        >>> contract = RobotContract.load(find_contract('metaworld'))
+        >>> numbers = [[0.0] * contract.state_dim, [1.0] * contract.state_dim]
+        >>> statistics = {'state': Statistics.of(numbers), 'actions': Statistics.of([row[:4] for row in numbers])}
+        >>> words = Vocabulary.from_instructions(['open the drawer'])
+        >>> policy = FlowVLA.create(PolicyConfig.dummy(), contract, statistics, words)
+        >>> batch, actions = policy.fake_batch(2)
+        >>> policy.sample(batch).shape
+        torch.Size([2, 4, 4])
     """
 
     def __init__(self, config: PolicyConfig, contract: RobotContract, statistics: Mapping[str, Statistics],
@@ -76,7 +119,7 @@ class FlowVLA(nn.Module):
         self.config, self.contract = config, contract
         self.statistics, self.vocabulary = dict(statistics), vocabulary
         self.normalise_state = Normaliser.standard(statistics['state'])
-        self.normalise_actions = Normaliser.quantile(statistics['actions'])
+        self.normalise_actions = _normalise_actions(config.generator, statistics['actions'])
         self.language = LanguageEncoder(len(vocabulary), config.language_width)
         self.cameras = nn.ModuleDict({camera.name: ImageEncoder(
             camera.channels * contract.history, config.language_width, config.image.widths, config.image.points,
@@ -84,14 +127,45 @@ class FlowVLA(nn.Module):
         self.state = StateEncoder(contract.state_dim, contract.history, config.state_width)
         widths = {**{f'camera/{name}': config.image.features for name in self.cameras},
                   'state': config.state_width, 'language': config.language_width}
-        self.fusion = Fusion(widths, config.condition_width, config.network.kind == 'transformer')
-        self.generator = self._build_generator()
+        self.fusion = Fusion(widths, config.condition_width,
+                             config.sizes(contract.action_dim).token_dim > 0)
+        self.generator = config.build_generator(contract.action_dim)
 
     @classmethod
     def create(cls, config: PolicyConfig, contract: RobotContract, statistics: Mapping[str, Statistics],
                vocabulary: Vocabulary) -> FlowVLA:
         """Make an untrained policy with its convolutions laid out for speed."""
         return cls(config, contract, statistics, vocabulary).to(memory_format=torch.channels_last)
+
+    @property
+    def student(self) -> Student | None:
+        """The part that learns from a trained generator, if the family is of that kind."""
+        inner = _unrefined(self.generator)
+        return inner if isinstance(inner, Student) else None
+
+    def learn_from(self, teacher: FlowVLA) -> None:
+        """Begin as a trained policy: its encoders are copied and stay as they are, its generator, without a refiner, is
+        the teacher.
+
+        Args:
+            teacher: with the same encoders, statistics and words.
+
+        Raises:
+            ConfigError: if this policy's family learns from no teacher, or the two do not fit; names the setting.
+        """
+        if self.student is None:
+            raise ConfigError(f'generator.family: {self.config.generator.family!r} learns from no teacher')
+        for key in SHARED:
+            mine, theirs = getattr(self.config, key), getattr(teacher.config, key)
+            if mine != theirs:
+                raise ConfigError(f'policy.{key}: {mine!r}; the teacher has {theirs!r}')
+        if (self.statistics, self.vocabulary) != (teacher.statistics, teacher.vocabulary):
+            raise ConfigError('statistics and words must be those of the teacher')
+        self.student.learn_from(_unrefined(teacher.generator))
+        for name, part in self.named_children():
+            if name != 'generator':
+                part.load_state_dict(getattr(teacher, name).state_dict())
+                part.requires_grad_(False)
 
     def loss(self, batch: Batch, actions: Tensor, mask: Tensor | None = None,
              generator: torch.Generator | None = None) -> Tensor:
@@ -140,12 +214,14 @@ class FlowVLA(nn.Module):
         words = torch.randint(1, len(self.vocabulary), (count, 3), generator=generator)
         return Batch(images, state, words), torch.randn(count, config.horizon, contract.action_dim, generator=generator)
 
-    def _build_generator(self) -> Generator:
-        config = self.config
-        tokens = config.condition_width if config.network.kind == 'transformer' else 0
-        sizes = Sizes(config.horizon, self.contract.action_dim, config.condition_width, tokens)
-        generator = config.generator.build(sizes, config.network)
-        if not config.refiner:
-            return generator
-        shape = (sizes.horizon, sizes.action_dim, sizes.condition_dim)
-        return Refined(generator, ResidualMLP(*shape, config.condition_width, 2))
+
+def _unrefined(generator: Generator) -> Generator:
+    return generator.base if isinstance(generator, Refined) else generator
+
+
+def _normalise_actions(family: GeneratorConfig, statistics: Statistics) -> Normaliser:
+    """Map the quantiles of an action to -1 and 1, but leave alone what the family takes as it is."""
+    normaliser = Normaliser.quantile(statistics)
+    kept = list(family.kept(len(statistics.mean)))
+    normaliser.offset[kept], normaliser.scale[kept] = 0.0, 1.0
+    return normaliser

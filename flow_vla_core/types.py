@@ -108,6 +108,10 @@ class Condition:
         """Choose elements of the batch."""
         return self._map(lambda part: part[index])
 
+    def to(self, device: torch.device | str) -> Condition:
+        """Return a copy on another device."""
+        return self._map(lambda part: part.to(device, non_blocking=True))
+
     def with_vector(self, vector: torch.Tensor) -> Condition:
         """Return the same with another vector."""
         return replace(self, vector=vector)

@@ -9,8 +9,11 @@ from core_samples import make_policy, small_contract
 import pytest
 import torch
 
+from flow_vla_core.config import from_values, to_values
 from flow_vla_core.contract import RobotContract
 from flow_vla_core.errors import CheckpointError
+from flow_vla_core.generators import FlowMatchingConfig
+from flow_vla_core.policy import PolicyConfig
 from flow_vla_core.training import checkpoint
 from flow_vla_core.training.checkpoint import load_checkpoint, save_checkpoint
 
@@ -87,7 +90,7 @@ def test_a_checkpoint_of_another_contract_is_refused_and_says_where(folder: Path
 
 @pytest.mark.parametrize('change, message', [
     ({'format': 99}, 'format 99'), ({'policy': {'horizn': 3}}, 'horizn: unknown key.*horizon'),
-    ({'policy': {'horizon': 8}}, 'model.safetensors.*not of this policy'), ({'words': ['a']}, 'model.safetensors')])
+    ({'policy': {'horizon': 8}}, 'model.safetensors.*not of this FlowVLA'), ({'words': ['a']}, 'model.safetensors')])
 def test_settings_that_do_not_fit_are_named(folder: Path, change: dict, message: str) -> None:
     values = json.loads((folder / 'config.json').read_text())
     policy = {**values['policy'], **change.pop('policy', {})}
@@ -127,3 +130,12 @@ def test_a_crash_between_the_two_renames_is_repaired(folder: Path) -> None:
     folder.rename(folder.with_name('.checkpoint-old'))
     load_checkpoint(folder)
     assert folder.is_dir()
+
+
+def test_the_shipped_checkpoint_loads_and_says_its_family(root: Path) -> None:
+    folder = root / 'checkpoints' / 'metaworld'
+    assert 'family' not in json.loads((folder / 'config.json').read_text())['policy']['generator']
+    policy = load_checkpoint(folder)
+    assert isinstance(policy.config.generator, FlowMatchingConfig)
+    assert (policy.config.generator.steps, policy.config.generator.solver) == (5, 'euler')
+    assert from_values(PolicyConfig, to_values(policy.config)) == policy.config

@@ -136,3 +136,15 @@ def test_fusion_uses_every_part() -> None:
     assert condition.vector.shape == (5, 7)
     for name in parts:
         assert not torch.allclose(condition.vector, fusion({**parts, name: parts[name] + 1}).vector)
+
+
+def test_each_token_comes_from_its_part_alone_and_says_which_it_is() -> None:
+    fusion = Fusion({'a': 3, 'b': 3, 'c': 2}, 7, tokens=True)
+    parts = {'a': torch.randn(5, 3), 'b': torch.randn(5, 3), 'c': torch.randn(5, 2)}
+    usual = fusion(parts).tokens
+    assert usual.shape == (5, 3, 7)
+    for index, name in enumerate(parts):
+        changed = fusion({**parts, name: parts[name] + 1}).tokens
+        assert (changed != usual).any(2).any(0).tolist() == [place == index for place in range(3)]
+    swapped = fusion({**parts, 'a': parts['b'], 'b': parts['a']}).tokens
+    assert not torch.allclose(swapped[:, [1, 0, 2]], usual), 'the same numbers from another part are another token'

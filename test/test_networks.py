@@ -8,9 +8,9 @@ from core_samples import shake
 import pytest
 import torch
 
-from flow_vla_core.errors import ConfigError
-from flow_vla_core.networks import ActionTransformer, ResidualMLP, UNet1d
-from flow_vla_core.networks.time import TimeEmbedding
+from flow_vla_core.errors import ConfigError, InputError
+from flow_vla_core.networks import ActionTransformer, NetworkConfig, ResidualMLP, Sizes, UNet1d
+from flow_vla_core.networks.time import TimeEmbedding, time_of_actions, time_of_chunks
 from flow_vla_core.types import Condition
 
 NETWORKS = {
@@ -94,10 +94,89 @@ def test_heads_must_divide_the_width() -> None:
 @pytest.mark.parametrize('frequencies', [1, 7, 32])
 @pytest.mark.parametrize('width', [1, 7, 8])
 def test_the_time_embedding_tells_close_times_apart(frequencies: int, width: int) -> None:
-    embed = TimeEmbedding(width, frequencies)
+    embed = TimeEmbedding(width, frequencies=frequencies)
     t = torch.rand(5)
     assert embed(t).shape == (5, width)
     assert embed(t[:, None].expand(5, 3)).shape == (5, 3, width)
     angles = t[:, None] * embed.frequencies
     if frequencies == 32:
         assert (angles.sin().std(0) + angles.cos().std(0) > 0.05).all(), 'no feature stays constant on [0, 1]'
+
+
+def test_the_fastest_frequency_is_the_one_that_is_asked_for() -> None:
+    sizes = Sizes(4, 2, 3)
+    for kind in ('mlp', 'unet', 'transformer'):
+        network = NetworkConfig(kind, 8, 1, 2).build(sizes, fastest=7.0)
+        assert network.time.frequencies.max().item() == pytest.approx(7.0)
+
+
+def test_every_shape_of_time_means_the_same(build: Callable) -> None:
+    network = build(7, 3, 5).double()
+    x, t, condition = inputs(4, 7, 3, 5, torch.float64)
+    usual = network(x, t, condition)
+    for same in (t[:, None], t[:, None].expand(4, 7)):
+        torch.testing.assert_close(network(x, same, condition), usual)
+    half = torch.tensor(0.5, dtype=torch.float64)
+    torch.testing.assert_close(network(x, half, condition), network(x, half.expand(4), condition))
+
+
+def test_time_is_reduced_in_one_place_even_where_batch_and_horizon_are_equal() -> None:
+    x, t = torch.zeros(3, 3, 2), torch.tensor([0.0, 0.3, 0.9])
+    assert torch.equal(time_of_chunks(t, x), t) and torch.equal(time_of_actions(t, x), t[:, None])
+    own = torch.tensor([[0.0, 0.1, 0.2]]).expand(3, 3)
+    assert torch.equal(time_of_actions(own, x), own)
+    torch.testing.assert_close(time_of_chunks(own, x), torch.full((3,), 0.1))
+
+
+@pytest.mark.parametrize('shape', [(3,), (1, 2), (2, 3), (2, 5, 1)])
+def test_a_time_of_another_shape_is_refused(build: Callable, shape: tuple[int, ...]) -> None:
+    x, _, condition = inputs(2, 5, 3, 4)
+    with pytest.raises(InputError, match=r't: shape .*allowed: .*\(2, 5\)'):
+        build(5, 3, 4)(x, torch.zeros(shape), condition)
+
+
+def crossing() -> ActionTransformer:
+    """Return a transformer that attends to tokens of width 6."""
+    torch.manual_seed(0)
+    network = ActionTransformer(7, 3, 5, 12, 2, 3, token_dim=6)
+    shake(network)
+    return network.double()
+
+
+def test_each_token_matters_but_not_their_order() -> None:
+    network = crossing()
+    x, t, condition = inputs(2, 7, 3, 5, torch.float64)
+    tokens = torch.randn(2, 4, 6, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    told = Condition(condition.vector, tokens)
+    usual = network(x, t, told)
+    for index in range(4):
+        other = tokens.clone()
+        other[0, index] += 1
+        changed = network(x, t, Condition(condition.vector, other))
+        assert (changed[0] - usual[0]).abs().amax(1).min() > 1e-6, 'every action attends to it'
+        torch.testing.assert_close(changed[1], usual[1])
+    torch.testing.assert_close(network(x, t, Condition(condition.vector, tokens.flip(1))), usual)
+    torch.testing.assert_close(network(x, t, Condition(condition.vector, tokens.repeat(1, 3, 1))), usual)
+
+
+def test_a_gradient_reaches_every_parameter_that_reads_tokens() -> None:
+    network = crossing()
+    x, t, condition = inputs(4, 7, 3, 5, torch.float64)
+    network(x, t, Condition(condition.vector, torch.randn(4, 2, 6).double())).square().sum().backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize('tokens, found', [(None, 'none'), (torch.zeros(2, 4, 5), r'shape \(2, 4, 5\)')])
+def test_tokens_that_are_missing_or_of_another_width_are_named(tokens: torch.Tensor | None, found: str) -> None:
+    x, t, condition = inputs(2, 7, 3, 5, torch.float64)
+    with pytest.raises(InputError, match=f'condition.tokens: {found}; allowed: .*6'):
+        crossing()(x, t, Condition(condition.vector, tokens))
+
+
+@pytest.mark.parametrize('config, message', [
+    (NetworkConfig('unte'), "network.kind: 'unte'.*unet"), (NetworkConfig('mlp', 8, 0), 'width 8 and depth 0'),
+    (NetworkConfig('unet', 0, 1), 'width 0 and depth 1')])
+def test_settings_that_make_no_network_are_named(config: NetworkConfig, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config.build(Sizes(4, 2, 3))

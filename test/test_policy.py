@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from core_samples import make_policy, small_contract
 import pytest
@@ -10,6 +10,9 @@ import torch
 
 from flow_vla_core.config import from_values, to_values
 from flow_vla_core.errors import ConfigError
+from flow_vla_core.generators import FlowMatchingConfig
+from flow_vla_core.generators.layout import PartConfig
+from flow_vla_core.generators.multimodal import MultimodalFlowConfig
 from flow_vla_core.networks import NetworkConfig
 from flow_vla_core.policy import FlowVLA, PolicyConfig
 from flow_vla_core.types import Batch
@@ -153,3 +156,30 @@ def test_wrong_values_are_named(values: dict, message: str) -> None:
 def test_an_unknown_network_is_named() -> None:
     with pytest.raises(ConfigError, match="network.kind: 'unte'.*unet"):
         make_policy(small_contract(), replace(PolicyConfig.dummy(), network=NetworkConfig('unte')))
+
+
+@dataclass(frozen=True)
+class Keeping(FlowMatchingConfig):
+    """Takes two numbers of an action as they are."""
+
+    def kept(self, action_dim: int) -> tuple[int, ...]:
+        """Return the first and the last."""
+        return 0, action_dim - 1
+
+
+def test_numbers_that_the_family_keeps_are_not_normalised() -> None:
+    contract = small_contract()
+    usual = make_policy(contract)
+    policy = make_policy(contract, replace(PolicyConfig.dummy(), generator=Keeping(steps=2)))
+    actions = torch.randn(5, 4, 4, generator=seeded())
+    normal = policy.normalise_actions(actions)
+    assert torch.equal(normal[..., [0, 3]], actions[..., [0, 3]])
+    assert torch.equal(normal[..., 1:3], usual.normalise_actions(actions)[..., 1:3])
+    assert not torch.equal(normal[..., 1:3], actions[..., 1:3])
+    torch.testing.assert_close(policy.normalise_actions.inverse(normal), actions)
+
+
+def test_rotations_are_kept() -> None:
+    parts = (PartConfig('continuous', 2), PartConfig('rotation', 1), PartConfig('discrete', 3), PartConfig('rotation'))
+    assert MultimodalFlowConfig(parts).kept(15) == (2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13, 14)
+    assert FlowMatchingConfig().kept(15) == ()

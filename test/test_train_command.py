@@ -10,6 +10,7 @@ import subprocess
 
 from bag_tools import MARKS, record, steps
 import pytest
+import torch
 import yaml
 
 from flow_vla_core.cli.train import load_config, train
@@ -55,6 +56,44 @@ def test_bags_become_a_checkpoint_and_a_run_can_be_resumed(bags: Path, settings:
     assert [point['step'] for point in report['points']] == [1, 2, 3, 4, 5, 6]
     with pytest.raises(CheckpointError, match='batch_size'):
         train('metaworld', [bags], out, settings, resume=True, batch_size=3, skip_unusable=True, threads=1, workers=1)
+
+
+def family(folder: Path, name: str) -> str:
+    """Write the smallest settings of a family."""
+    values = {**SMALL, 'policy': {**SMALL['policy'], 'generator': {'family': name}}}
+    (folder / f'{name}.yaml').write_text(yaml.safe_dump(values))
+    return str(folder / f'{name}.yaml')
+
+
+def test_a_student_learns_from_a_checkpoint_and_is_resumed_with_it(bags: Path, settings: str, tmp_path: Path) -> None:
+    usual = {'skip_unusable': True, 'threads': 1, 'workers': 1}
+    student = family(tmp_path, 'rectified')
+    train('metaworld', [bags], tmp_path / 'one', settings, **usual)
+    teacher, out = tmp_path / 'one' / 'checkpoint', tmp_path / 'two'
+    train('metaworld', [bags], out, student, teacher=teacher, **usual)
+    train('metaworld', [bags], out, student, teacher=teacher, resume=True, steps=6, **usual)
+    made, master = load_checkpoint(out / 'checkpoint'), load_checkpoint(teacher)
+    assert made.config.generator.family == 'rectified' and made.statistics == master.statistics
+    for name, tensor in master.state_dict().items():
+        if not name.startswith('generator.'):
+            assert torch.equal(made.state_dict()[name], tensor), name
+    points = json.loads((out / 'report.json').read_text())['points']
+    assert [point['step'] for point in points] == [1, 2, 3, 4, 5, 6]
+    with pytest.raises(ConfigError, match="'rectified' learns from a trained policy.*--teacher"):
+        train('metaworld', [bags], out, student, resume=True, **usual)
+    with pytest.raises(CheckpointError, match='teacher: .* then'):
+        train('metaworld', [bags], out, student, teacher=out / 'checkpoint', resume=True, **usual)
+
+
+def test_a_family_and_a_teacher_that_do_not_go_together_are_refused_before_any_bag_is_read(
+        settings: str, tmp_path: Path) -> None:
+    nowhere = [tmp_path / 'nowhere']
+    with pytest.raises(ConfigError, match="'flow_matching' learns from no teacher"):
+        train('metaworld', nowhere, tmp_path / 'run', settings, teacher=tmp_path)
+    with pytest.raises(ConfigError, match="'distilled' learns from a trained policy"):
+        train('metaworld', nowhere, tmp_path / 'run', family(tmp_path, 'distilled'))
+    with pytest.raises(CheckpointError, match='missing'):
+        train('metaworld', nowhere, tmp_path / 'run', family(tmp_path, 'distilled'), teacher=tmp_path)
 
 
 def test_a_bag_that_cannot_be_used_is_named(bags: Path, settings: str, tmp_path: Path) -> None:

@@ -19,15 +19,17 @@ from flow_vla_core.config import from_values, load_yaml
 from flow_vla_core.contract import RobotContract, config_folder, find_contract
 from flow_vla_core.data.episode import Episode
 from flow_vla_core.data.windows import Windows
-from flow_vla_core.encoders import Vocabulary
 from flow_vla_core.errors import ConfigError, DataError, closest
+from flow_vla_core.generators import Student
 from flow_vla_core.policy import FlowVLA
+from flow_vla_core.training.build import build_policy, seeded
+from flow_vla_core.training.checkpoint import load_checkpoint
 from flow_vla_core.training.config import TrainConfig
 from flow_vla_core.training.episodes import choose_bags, hold_out, load_episodes
+from flow_vla_core.training.policy_objective import PolicyObjective
 from flow_vla_core.training.trainer import RESUME, FlowTrainer
-from flow_vla_core.transforms import Statistics
 
-__all__ = ['build_policy', 'load_config', 'train']
+__all__ = ['load_config', 'train']
 
 
 def train(
@@ -36,6 +38,8 @@ def train(
     out: Annotated[Path, typer.Option(help='Folder of the run.')],
     config: Annotated[str | None, typer.Option(
         help='Settings: a file, or a name in config/train; without it the defaults.')] = None,
+    teacher: Annotated[Path | None, typer.Option(
+        help='Checkpoint of the policy that a family of students learns from and begins as.')] = None,
     resume: Annotated[bool, typer.Option(help='Go on from the last checkpoint in the folder of the run.')] = False,
     steps: Annotated[int | None, typer.Option(help='In place of the settings.')] = None,
     batch_size: Annotated[int | None, typer.Option(help='In place of the settings.')] = None,
@@ -55,11 +59,13 @@ def train(
     where = _device(device)
     _check_folder(out, resume)
     robot = RobotContract.load(find_contract(contract))
+    master = _read_teacher(teacher, settings, robot)
     episodes = _read(bags, robot, outcome or ['success'], workers or cores, skip_unusable, console)
     learn, held = hold_out(episodes, settings.holdout, settings.seed)
     shape = (settings.policy.horizon, robot.history)
-    trainer = FlowTrainer(build_policy(settings, robot, learn), settings, Windows(learn, *shape),
-                          Windows(held, *shape) if held else None, out, where, console)
+    objective = PolicyObjective(build_policy(settings, robot, learn, master), Windows(learn, *shape),
+                                Windows(held, *shape) if held else None, settings)
+    trainer = FlowTrainer(objective, settings, out, where, console)
     if resume:
         trainer.resume()
     with _stop_on_signals(trainer):
@@ -83,14 +89,18 @@ def load_config(name: str | None, **changes: Any) -> TrainConfig:
     return replace(config, **{key: value for key, value in changes.items() if value is not None})
 
 
-def build_policy(config: TrainConfig, contract: RobotContract, episodes: Sequence[Episode]) -> FlowVLA:
-    """Make an untrained policy with the statistics and the words of the episodes; the seed gives its weights."""
-    statistics = {name: Statistics.of(torch.cat([torch.from_numpy(getattr(episode, name)) for episode in episodes]))
-                  for name in ('state', 'actions')}
-    vocabulary = Vocabulary.from_instructions(episode.instruction for episode in episodes)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        return FlowVLA.create(config.policy, contract, statistics, vocabulary)
+def _read_teacher(folder: Path | None, config: TrainConfig, contract: RobotContract) -> FlowVLA | None:
+    """Read the teacher where the family wants one; a family and a teacher that do not go together are an error."""
+    with seeded(config.seed):
+        generator = config.policy.build_generator(contract.action_dim)
+    family = config.policy.generator.family
+    is_student = any(isinstance(part, Student) for part in generator.modules())
+    if is_student and folder is None:
+        raise ConfigError(f'generator.family: {family!r} learns from a trained policy; name its checkpoint with '
+                          '--teacher')
+    if not is_student and folder is not None:
+        raise ConfigError(f'--teacher {folder}: generator.family {family!r} learns from no teacher')
+    return None if folder is None else load_checkpoint(folder, contract)
 
 
 def _read(folders: Sequence[Path], contract: RobotContract, outcomes: Sequence[str], workers: int,

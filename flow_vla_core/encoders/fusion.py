@@ -19,6 +19,10 @@ class StateEncoder(nn.Module):
         state_dim: S.
         history: T.
         width: of the result D.
+
+    Example:
+        >>> StateEncoder(state_dim=3, history=2, width=8)(torch.zeros(5, 2, 3)).shape
+        torch.Size([5, 8])
     """
 
     def __init__(self, state_dim: int, history: int, width: int = 64) -> None:
@@ -36,7 +40,14 @@ class Fusion(nn.Module):
     Args:
         widths: name of each part -> its size, in order.
         width: of the condition D.
-        tokens: whether to make tokens (B, number of parts, D) as well.
+        tokens: whether to make tokens (B, number of parts, D) as well; each part has a layer of its own for that, so
+            that a token tells which part it is.
+
+    Example:
+        >>> fusion = Fusion({'camera': 6, 'state': 4}, width=8, tokens=True)
+        >>> condition = fusion({'camera': torch.zeros(5, 6), 'state': torch.zeros(5, 4)})
+        >>> condition.vector.shape, condition.tokens.shape
+        (torch.Size([5, 8]), torch.Size([5, 2, 8]))
     """
 
     def __init__(self, widths: Mapping[str, int], width: int = 256, tokens: bool = False) -> None:

@@ -24,6 +24,10 @@ class Sizes:
         action_dim: A.
         condition_dim: width of the condition's vector.
         token_dim: width of the condition's tokens; 0 if it has none.
+
+    Example:
+        >>> Sizes(horizon=12, action_dim=4, condition_dim=256).token_dim
+        0
     """
 
     horizon: int
@@ -34,7 +38,18 @@ class Sizes:
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """Chooses and sizes the velocity network: ``unet``, ``transformer`` or ``mlp``."""
+    """Chooses and sizes the velocity network.
+
+    Args:
+        kind: ``unet``, ``transformer`` or ``mlp``.
+        width: channels of the finest scale of a U-Net, else of the hidden layers.
+        depth: scales of a U-Net, each twice as wide as the one before, else blocks.
+        heads: of a transformer's attention.
+
+    Example:
+        >>> type(NetworkConfig('mlp', 8, 1).build(Sizes(4, 2, 3))).__name__
+        'ResidualMLP'
+    """
 
     kind: str = 'unet'
     width: int = 64
@@ -50,8 +65,10 @@ class NetworkConfig:
                 by time need a low one.
 
         Raises:
-            ConfigError: for an unknown kind.
+            ConfigError: for an unknown kind, or a size that is not allowed.
         """
+        if min(self.width, self.depth) < 1:
+            raise ConfigError(f'network: width {self.width} and depth {self.depth}; allowed: 1 or more')
         shape = (sizes.horizon, sizes.action_dim, sizes.condition_dim)
         if self.kind == 'transformer':
             return ActionTransformer(*shape, self.width, self.depth, self.heads, token_dim=sizes.token_dim,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from flow_vla_core.networks.time import FASTEST, TimeEmbedding
+from flow_vla_core.networks.time import FASTEST, TimeEmbedding, time_of_chunks
 from flow_vla_core.types import Condition
 
 __all__ = ['ResidualMLP']
@@ -22,6 +22,11 @@ class ResidualMLP(nn.Module):
         width: of the hidden layers.
         depth: number of blocks.
         fastest: highest frequency of the time embedding.
+
+    Example:
+        >>> network = ResidualMLP(4, 2, 3, width=8, depth=1)
+        >>> network(torch.zeros(5, 4, 2), torch.rand(5), Condition(torch.zeros(5, 3))).shape
+        torch.Size([5, 4, 2])
     """
 
     def __init__(self, horizon: int, action_dim: int, condition_dim: int, width: int = 256, depth: int = 4,
@@ -36,10 +41,9 @@ class ResidualMLP(nn.Module):
         nn.init.zeros_(self.leave.bias)
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        """(B, H, A), (B,), condition -> (B, H, A)."""
+        """(B, H, A), t as for `time_of_chunks`, condition -> (B, H, A)."""
         batch, horizon, dim = x.shape
-        time = self.time(t if t.ndim == 1 else t.mean(1))
-        modulation = functional.silu(self.condition(condition.vector) + time)
+        modulation = functional.silu(self.condition(condition.vector) + self.time(time_of_chunks(t, x)))
         hidden = self.enter(x.reshape(batch, horizon * dim))
         for block in self.blocks:
             hidden = block(hidden, modulation)

@@ -1,4 +1,4 @@
-"""Embedding of flow time."""
+"""Flow time, and its embedding."""
 
 from __future__ import annotations
 
@@ -7,9 +7,47 @@ import math
 import torch
 from torch import Tensor, nn
 
-__all__ = ['TimeEmbedding']
+from flow_vla_core.errors import InputError
+
+__all__ = ['TimeEmbedding', 'time_of_actions', 'time_of_chunks']
 
 SLOWEST, FASTEST = 0.5, 200.0  # rad per unit of flow time
+
+
+def time_of_actions(t: Tensor, x: Tensor) -> Tensor:
+    """Bring t of shape (), (B,), (B, 1) or (B, H) to (B, 1), one for all actions of a chunk, or (B, H).
+
+    Args:
+        t: flow time.
+        x: (B, H, A) that it belongs to.
+
+    Raises:
+        InputError: for another shape.
+
+    Example:
+        >>> time_of_actions(torch.tensor(0.5), torch.zeros(3, 4, 2)).shape
+        torch.Size([3, 1])
+    """
+    batch, horizon, _ = x.shape
+    if t.shape in ((), (batch,)):
+        return t.expand(batch)[:, None]
+    if t.shape not in ((batch, 1), (batch, horizon)):
+        raise InputError(f't: shape {tuple(t.shape)}; allowed: (), ({batch},), ({batch}, 1) or ({batch}, {horizon})')
+    return t
+
+
+def time_of_chunks(t: Tensor, x: Tensor) -> Tensor:
+    """Bring t to (B,): one time for each chunk, the mean where every action has its own.
+
+    Args:
+        t: as for `time_of_actions`.
+        x: (B, H, A) that it belongs to.
+
+    Raises:
+        InputError: for another shape.
+    """
+    times = time_of_actions(t, x)
+    return times[:, 0] if times.shape[1] == 1 else times.mean(1)
 
 
 class TimeEmbedding(nn.Module):
@@ -19,6 +57,10 @@ class TimeEmbedding(nn.Module):
         width: size of the embedding D, any number above 0.
         fastest: highest frequency, rad per unit of flow time.
         frequencies: number of frequencies.
+
+    Example:
+        >>> TimeEmbedding(7)(torch.rand(5)).shape
+        torch.Size([5, 7])
     """
 
     def __init__(self, width: int, fastest: float = FASTEST, frequencies: int = 32) -> None:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from flow_vla_core.errors import ConfigError
-from flow_vla_core.networks.time import FASTEST, TimeEmbedding
+from flow_vla_core.errors import ConfigError, InputError
+from flow_vla_core.networks.time import FASTEST, TimeEmbedding, time_of_actions
 from flow_vla_core.types import Condition
 
 __all__ = ['ActionTransformer']
@@ -26,11 +26,18 @@ class ActionTransformer(nn.Module):
         width: of the tokens, a multiple of ``heads``.
         depth: number of blocks.
         heads: attention heads.
-        token_dim: width of the condition's tokens, which every block attends to; 0 for none.
+        token_dim: width of the condition's tokens, which every block attends to, whatever their order; 0 for none.
         fastest: highest frequency of the time embedding.
 
     Raises:
         ConfigError: if ``width`` is no multiple of ``heads``.
+        InputError: from the call, if the condition lacks tokens of that width.
+
+    Example:
+        >>> network = ActionTransformer(4, 2, 3, width=8, depth=1, heads=2, token_dim=6)
+        >>> condition = Condition(torch.zeros(5, 3), torch.zeros(5, 7, 6))
+        >>> network(torch.zeros(5, 4, 2), torch.rand(5), condition).shape
+        torch.Size([5, 4, 2])
     """
 
     def __init__(self, horizon: int, action_dim: int, condition_dim: int, width: int = 128, depth: int = 3,
@@ -52,16 +59,24 @@ class ActionTransformer(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        """(B, H, A), (B,) or (B, H), condition -> (B, H, A)."""
-        time = self.time(t)
-        time = time[:, None] if t.ndim == 1 else time
+        """(B, H, A), t as for `time_of_actions`, condition -> (B, H, A)."""
+        time = self.time(time_of_actions(t, x))
         modulation = functional.silu(self.condition(condition.vector)[:, None] + time)
         hidden = self.enter(x) + self.place
-        tokens = None if self.tokens is None else self.tokens(condition.tokens)
+        tokens = self._enter_tokens(condition)
         for block in self.blocks:
             hidden = block(hidden, modulation, tokens)
         shift, scale = self.modulate(modulation).chunk(2, -1)
         return self.leave(self.norm(hidden) * (1 + scale) + shift)
+
+    def _enter_tokens(self, condition: Condition) -> Tensor | None:
+        if self.tokens is None:
+            return None
+        tokens, width = condition.tokens, self.tokens.in_features
+        if tokens is None or tokens.ndim != 3 or tokens.shape[2] != width:
+            found = 'none' if tokens is None else f'shape {tuple(tokens.shape)}'
+            raise InputError(f'condition.tokens: {found}; allowed: ({len(condition)}, any, {width})')
+        return self.tokens(tokens)
 
 
 class _Block(nn.Module):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from flow_vla_core.networks.time import FASTEST, TimeEmbedding
+from flow_vla_core.networks.time import FASTEST, TimeEmbedding, time_of_chunks
 from flow_vla_core.types import Condition
 
 __all__ = ['UNet1d']
@@ -26,6 +26,11 @@ class UNet1d(nn.Module):
         widths: channels of each scale, finest first.
         kernel: size of the convolutions, odd.
         fastest: highest frequency of the time embedding.
+
+    Example:
+        >>> network = UNet1d(5, 2, 3, widths=(8, 16))
+        >>> network(torch.zeros(4, 5, 2), torch.rand(4), Condition(torch.zeros(4, 3))).shape
+        torch.Size([4, 5, 2])
     """
 
     def __init__(self, horizon: int, action_dim: int, condition_dim: int, widths: Sequence[int] = (64, 128),
@@ -45,9 +50,9 @@ class UNet1d(nn.Module):
         self.leave = nn.Conv1d(widths[0], action_dim, 1)
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        """(B, H, A), (B,), condition -> (B, H, A)."""
+        """(B, H, A), t as for `time_of_chunks`, condition -> (B, H, A)."""
         horizon = x.shape[1]
-        modulation = functional.silu(self.condition(condition.vector) + self.time(t if t.ndim == 1 else t.mean(1)))
+        modulation = functional.silu(self.condition(condition.vector) + self.time(time_of_chunks(t, x)))
         hidden = functional.pad(x.transpose(1, 2), (0, self.padding), mode='replicate')
         passed = []
         for index, block in enumerate(self.down):

@@ -19,6 +19,15 @@ class Average:
     Args:
         module: whose weights are averaged.
         decay: from 0 to 1.
+
+    Example:
+        >>> module = nn.Linear(1, 1)
+        >>> average = Average(module, decay=0.99)
+        >>> before = module.weight.item()
+        >>> _ = nn.init.constant_(module.weight, before + 1)
+        >>> average.update(module)
+        >>> round(average.module.weight.item() - before, 4)
+        0.9
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:

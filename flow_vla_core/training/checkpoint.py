@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 import json
 from pathlib import Path
 import shutil
@@ -10,6 +12,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from flow_vla_core.config import from_values, to_values
 from flow_vla_core.contract import RobotContract
@@ -18,7 +21,7 @@ from flow_vla_core.errors import CheckpointError, ConfigError, ContractError
 from flow_vla_core.policy import FlowVLA, PolicyConfig
 from flow_vla_core.transforms import Statistics
 
-__all__ = ['load_checkpoint', 'recover_folder', 'replace_folder', 'save_checkpoint']
+__all__ = ['load_checkpoint', 'load_weights', 'recover_folder', 'replace_folder', 'save_checkpoint', 'save_weights']
 
 FORMAT = 1
 WEIGHTS, CONFIG, STATISTICS, CONTRACT = 'model.safetensors', 'config.json', 'stats.json', 'contract.yaml'
@@ -26,18 +29,32 @@ WEIGHTS, CONFIG, STATISTICS, CONTRACT = 'model.safetensors', 'config.json', 'sta
 
 def save_checkpoint(folder: Path, policy: FlowVLA) -> None:
     """Write a policy; a folder that is there already is replaced in one step."""
-    folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f'.{folder.name}-', dir=folder.parent))
-    fresh.chmod(0o755)
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in policy.state_dict().items()}
-    save_file(weights, fresh / WEIGHTS)
-    (fresh / WEIGHTS).chmod(0o644)  # safetensors keeps it to its owner
-    settings = {'format': FORMAT, 'policy': to_values(policy.config), 'words': list(policy.vocabulary.words)}
-    (fresh / CONFIG).write_text(json.dumps(settings, indent=1))
-    Statistics.save(fresh / STATISTICS, policy.statistics)
-    policy.contract.dump(fresh / CONTRACT)
-    replace_folder(fresh, folder)
+    with _fresh(folder) as fresh:
+        _write_weights(fresh, policy)
+        settings = {'format': FORMAT, 'policy': to_values(policy.config), 'words': list(policy.vocabulary.words)}
+        (fresh / CONFIG).write_text(json.dumps(settings, indent=1))
+        Statistics.save(fresh / STATISTICS, policy.statistics)
+        policy.contract.dump(fresh / CONTRACT)
+
+
+def save_weights(folder: Path, module: nn.Module) -> None:
+    """Write the weights of any module; a folder that is there already is replaced in one step."""
+    with _fresh(folder) as fresh:
+        _write_weights(fresh, module)
+
+
+def load_weights(folder: Path, module: nn.Module) -> None:
+    """Read weights into a module of the same kind and sizes.
+
+    Raises:
+        CheckpointError: if they are missing, damaged or of another module.
+    """
+    recover_folder(Path(folder))
+    path = Path(folder) / WEIGHTS
+    try:
+        module.load_state_dict(load_file(path))
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise CheckpointError(f'{path}: damaged, or not of this {type(module).__name__}: {error}') from error
 
 
 def load_checkpoint(folder: Path, contract: RobotContract | None = None, device: str = 'cpu') -> FlowVLA:
@@ -62,10 +79,7 @@ def load_checkpoint(folder: Path, contract: RobotContract | None = None, device:
                               + '; '.join(differences))
     config, vocabulary = _read_config(folder / CONFIG)
     policy = FlowVLA.create(config, contract or own, _read_statistics(folder / STATISTICS, own), vocabulary)
-    try:
-        policy.load_state_dict(load_file(folder / WEIGHTS))
-    except (SafetensorError, OSError, RuntimeError) as error:
-        raise CheckpointError(f'{folder / WEIGHTS}: damaged, or not of this policy: {error}') from error
+    load_weights(folder, policy)
     return policy.to(device).eval()
 
 
@@ -83,6 +97,23 @@ def recover_folder(folder: Path) -> None:
     """Bring back the older folder, if a crash came between the two steps of `replace_folder`."""
     if not folder.exists() and _aside(folder).is_dir():
         _aside(folder).rename(folder)
+
+
+@contextmanager
+def _fresh(folder: Path) -> Iterator[Path]:
+    """Lend a new folder to write into, which takes the place of ``folder`` when all went well."""
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f'.{folder.name}-', dir=folder.parent))
+    fresh.chmod(0o755)
+    yield fresh
+    replace_folder(fresh, folder)
+
+
+def _write_weights(folder: Path, module: nn.Module) -> None:
+    weights = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in module.state_dict().items()}
+    save_file(weights, folder / WEIGHTS)
+    (folder / WEIGHTS).chmod(0o644)  # safetensors keeps it to its owner
 
 
 def _aside(folder: Path) -> Path:

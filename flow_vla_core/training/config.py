@@ -4,38 +4,36 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 
-from flow_vla_core.errors import ConfigError
+from flow_vla_core.errors import ConfigError, closest
 from flow_vla_core.policy import PolicyConfig
+from flow_vla_core.training.schedule import SCHEDULES
 
-__all__ = ['TrainConfig']
+__all__ = ['LoopConfig', 'TrainConfig']
 
 POSITIVE = ('steps', 'batch_size', 'learning_rate', 'clip', 'validate_every', 'validation_batches', 'checkpoint_every',
             'checkpoint_minutes', 'log_every')
 SHARES = ('weight_decay', 'final_rate', 'average', 'holdout')
+NOT_NEGATIVE = ('warm_up', 'shift', 'state_noise')
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """Says what is trained, and how.
+class LoopConfig:
+    """Says how something is trained, whatever it is.
 
     Args:
-        policy: sizes of the policy.
         steps: optimiser steps in all.
-        batch_size: windows in each.
+        batch_size: examples in each.
         learning_rate: highest, after the warm-up.
-        warm_up: steps over which the rate rises from 0.
-        final_rate: rate at the end of the cosine, as a share of the highest.
+        schedule: course of the rate, one of `flow_vla_core.training.schedule.SCHEDULES`.
+        warm_up: steps over which the rate rises.
+        final_rate: rate at the end, as a share of the highest.
         weight_decay: of AdamW, on matrices only.
         clip: largest norm of the gradient.
         average: decay of the exponential moving average of the weights; smaller while the training is young.
-        shift: largest random shift of the images, pixels.
-        state_noise: standard deviation of noise on the state, in its own standard deviations.
-        balance: draw each instruction equally often, however many windows it has.
-        holdout: share of each instruction's episodes that is kept for validation.
+        spectral: largest spectral norm of the matrix of a linear layer or convolution; None does not bound it.
         half: run the networks in bfloat16 where that is safe.
         compile: let torch compile the networks; needs a C++ compiler.
         validate_every: steps between two validations.
-        validation_batches: batches in each, at most.
         checkpoint_every: steps between two checkpoints, at most.
         checkpoint_minutes: wall time between two checkpoints, at most.
         log_every: steps between two points of the curves.
@@ -43,25 +41,25 @@ class TrainConfig:
 
     Raises:
         ConfigError: for a value out of range.
+
+    Example:
+        >>> LoopConfig(steps=100, schedule='one_cycle').batch_size
+        64
     """
 
-    policy: PolicyConfig = field(default_factory=PolicyConfig)
     steps: int = 20000
     batch_size: int = 64
     learning_rate: float = 1e-3
+    schedule: str = 'cosine'
     warm_up: int = 300
     final_rate: float = 0.02
     weight_decay: float = 0.001
     clip: float = 1.0
     average: float = 0.999
-    shift: int = 4
-    state_noise: float = 0.0
-    balance: bool = True
-    holdout: float = 0.05
+    spectral: float | None = None
     half: bool = False
     compile: bool = False
     validate_every: int = 500
-    validation_batches: int = 8
     checkpoint_every: int = 1000
     checkpoint_minutes: float = 5.0
     log_every: int = 50
@@ -74,5 +72,37 @@ class TrainConfig:
                 raise ConfigError(f'{name}: {value!r}; allowed: above 0')
             if name in SHARES and not 0 <= value < 1:
                 raise ConfigError(f'{name}: {value!r}; allowed: from 0 to below 1')
-            if name in ('warm_up', 'shift', 'state_noise') and value < 0:
+            if name in NOT_NEGATIVE and value < 0:
                 raise ConfigError(f'{name}: {value!r}; allowed: 0 or above')
+        if self.spectral is not None and not self.spectral > 0:
+            raise ConfigError(f'spectral: {self.spectral!r}; allowed: above 0, or none')
+        if self.schedule not in SCHEDULES:
+            raise ConfigError(f'schedule: {self.schedule!r}; {closest(self.schedule, SCHEDULES)}')
+
+
+@dataclass(frozen=True)
+class TrainConfig(LoopConfig):
+    """Says what policy is trained, and how; the loop's settings come first.
+
+    Args:
+        policy: sizes of the policy.
+        shift: largest random shift of the images, pixels.
+        state_noise: standard deviation of noise on the state, in its own standard deviations.
+        balance: draw each instruction equally often, however many windows it has.
+        holdout: share of each instruction's episodes that is kept for validation.
+        validation_batches: batches in each validation, at most.
+
+    Raises:
+        ConfigError: for a value out of range.
+
+    Example:
+        >>> TrainConfig(steps=100).policy.horizon
+        12
+    """
+
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    shift: int = 4
+    state_noise: float = 0.0
+    balance: bool = True
+    holdout: float = 0.05
+    validation_batches: int = 8

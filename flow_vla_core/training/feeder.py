@@ -19,6 +19,17 @@ class Feeder:
     Args:
         windows: where from.
         vocabulary: numbers the words.
+
+    Example:
+        >>> import numpy as np
+        >>> from pathlib import Path
+        >>> from flow_vla_core.data.episode import Episode
+        >>> images, row = {'front': np.zeros((9, 8, 8, 3), np.uint8)}, np.zeros((9, 2), np.float32)
+        >>> episode = Episode(np.arange(9), images, row, row, 'open it', 'drawer', 'success', Path('bag'))
+        >>> feeder = Feeder(Windows([episode], horizon=4), Vocabulary.from_instructions(['open it']))
+        >>> batch, actions, mask = feeder.batch(torch.tensor([0, 7]))
+        >>> actions.shape, mask.tolist()
+        (torch.Size([2, 4, 2]), [[True, True, True, True], [True, True, False, False]])
     """
 
     def __init__(self, windows: Windows, vocabulary: Vocabulary) -> None:

@@ -18,6 +18,11 @@ class TrainingProgress:
         steps: of the whole training.
         first: step that it begins with.
         console: where to write.
+
+    Example:
+        >>> with TrainingProgress(10, 0, Console(force_terminal=False, width=200)) as progress:
+        ...     progress.note(5, {'loss': 0.25})  # doctest: +ELLIPSIS
+        step 5/10  loss 0.25  ... steps/s  0 min left
     """
 
     def __init__(self, steps: int, first: int, console: Console) -> None:

@@ -12,12 +12,7 @@ from typing import Any
 
 import torch
 
-from flow_vla_core.config import to_values
-from flow_vla_core.data.windows import Windows
-from flow_vla_core.policy import FlowVLA
-from flow_vla_core.training.config import TrainConfig
-
-__all__ = ['Point', 'describe', 'plot_curves', 'write_report']
+__all__ = ['Point', 'environment', 'git_commit', 'plot_curves', 'write_report']
 
 
 @dataclass(frozen=True)
@@ -27,25 +22,20 @@ class Point:
     Args:
         step: number of optimiser steps done.
         values: name -> figure.
+
+    Example:
+        >>> Point(50, {'loss': 0.3}).values['loss']
+        0.3
     """
 
     step: int
     values: dict[str, float]
 
 
-def describe(policy: FlowVLA, config: TrainConfig, train: Windows, validation: Windows | None) -> dict[str, Any]:
-    """Say what is trained on what, with what."""
-    return {
-        'contract': policy.contract.label,
-        'parameters': sum(parameter.numel() for parameter in policy.parameters()),
-        'config': to_values(config),
-        'train': _count(train),
-        'validation': _count(validation) if validation else None,
-        'words': list(policy.vocabulary.words),
-        'environment': {'torch': torch.__version__, 'python': platform.python_version(),
-                        'machine': platform.machine(), 'threads': torch.get_num_threads(),
-                        'git_commit': git_commit()},
-    }
+def environment() -> dict[str, Any]:
+    """Say what the training runs on."""
+    return {'torch': torch.__version__, 'python': platform.python_version(), 'machine': platform.machine(),
+            'threads': torch.get_num_threads(), 'git_commit': git_commit()}
 
 
 def write_report(folder: Path, description: dict[str, Any], points: Sequence[Point], step: int,
@@ -63,16 +53,18 @@ def write_report(folder: Path, description: dict[str, Any], points: Sequence[Poi
 
 
 def plot_curves(path: Path, points: Sequence[Point]) -> None:
-    """Draw losses and the learning rate over the steps."""
+    """Draw losses and the learning rate over the steps; a loss that falls below 0 gets a linear axis."""
     from matplotlib.figure import Figure
     figure = Figure(figsize=(8, 6), layout='constrained')
     losses, rate = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     for axes, names in ((losses, ('loss', 'validation_loss', 'chunk_error')), (rate, ('learning_rate',))):
+        lowest = 1.0
         for name in names:
             found = [(point.step, point.values[name]) for point in points if name in point.values]
             if found:
                 axes.plot(*zip(*found), label=name.replace('_', ' '))
-        axes.set_yscale('log')
+                lowest = min(lowest, *(value for _, value in found))
+        axes.set_yscale('log' if lowest > 0 else 'linear')
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend()
@@ -88,10 +80,3 @@ def git_commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
-
-
-def _count(windows: Windows) -> dict[str, Any]:
-    episodes = windows.episodes
-    names = sorted({episode.instruction for episode in episodes})
-    return {'episodes': len(episodes), 'frames': sum(map(len, episodes)), 'windows': len(windows),
-            'episodes_of': {name: sum(e.instruction == name for e in episodes) for name in names}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 import json
 from pathlib import Path
@@ -27,13 +28,22 @@ class TrainingState:
     """Gathers what changes during a training.
 
     Args:
-        policy: being trained.
+        module: being trained.
         average: of its weights.
-        optimiser: of the policy's parameters.
+        optimiser: of those parameters that have a gradient.
         generator: source of all randomness of the steps.
+
+    Example:
+        >>> module = nn.Linear(1, 1)
+        >>> parts = Average(module, 0.9), torch.optim.AdamW(module.parameters()), torch.Generator()
+        >>> state = TrainingState(module, *parts)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     state.save(Path(folder) / 'resume', {'step': 3})
+        ...     state.load(Path(folder) / 'resume')
+        {'step': 3}
     """
 
-    policy: nn.Module
+    module: nn.Module
     average: Average
     optimiser: torch.optim.Optimizer
     generator: torch.Generator
@@ -51,7 +61,7 @@ class TrainingState:
         """Take over what `save` wrote and return its ``numbers``.
 
         Raises:
-            CheckpointError: if a file is missing or damaged, or is of another policy.
+            CheckpointError: if a file is missing or damaged, or is of another module.
         """
         recover_folder(folder)
         try:
@@ -62,25 +72,28 @@ class TrainingState:
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f'{folder}: cannot go on from here: {error}') from error
         except (ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
-            raise CheckpointError(f'{folder}: damaged, or of another policy: {error}') from error
+            raise CheckpointError(f'{folder}: damaged, or of another module: {error}') from error
         return numbers
 
     def _tensors(self) -> dict[str, Tensor]:
         found = {'random': self.generator.get_state()}
-        found |= {f'policy/{name}': tensor for name, tensor in self.policy.state_dict().items()}
+        found |= {f'module/{name}': tensor for name, tensor in self.module.state_dict().items()}
         found |= {f'average/{name}': tensor for name, tensor in self.average.module.state_dict().items()}
-        for name, parameter in self.policy.named_parameters():
+        for name, parameter in self._trained():
             for key, value in self.optimiser.state[parameter].items():
                 found[f'optimiser/{name}/{key}'] = value
         return found
 
     def _restore(self, tensors: dict[str, Tensor]) -> None:
-        self.policy.load_state_dict(_below(tensors, 'policy/'))
+        self.module.load_state_dict(_below(tensors, 'module/'))
         self.average.module.load_state_dict(_below(tensors, 'average/'))
-        for name, parameter in self.policy.named_parameters():
+        for name, parameter in self._trained():
             held = _below(tensors, f'optimiser/{name}/')
             self.optimiser.state[parameter] = {key: _like(value, parameter) for key, value in held.items()}
         self.generator.set_state(tensors['random'])
+
+    def _trained(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return ((name, parameter) for name, parameter in self.module.named_parameters() if parameter.requires_grad)
 
 
 def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -1,0 +1,95 @@
+"""What a trainer trains."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flow_vla_core.training.checkpoint import save_weights
+
+__all__ = ['Objective', 'digest']
+
+
+class Objective(ABC):
+    """Declares what is trained and on which examples; how is the trainer's matter.
+
+    Methods that take a module get the one that is trained or its average; both are of the same kind.
+
+    Args:
+        module: is trained in place.
+
+    Example:
+        >>> class Fit(Objective):
+        ...     def __len__(self):
+        ...         return 8
+        ...     def loss(self, module, indices, generator):
+        ...         return (module(indices[:, None] / 8.0) - 1).square().mean()
+        ...     def identity(self):
+        ...         return {'fit': 1}
+        >>> objective = Fit(nn.Linear(1, 1))
+        >>> objective.loss(objective.module, torch.arange(8), torch.Generator()).shape
+        torch.Size([])
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.device = torch.device('cpu')
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Return the number of examples N."""
+
+    @property
+    def weights(self) -> Tensor | None:
+        """(N,) how often each example is drawn; None draws each once an epoch."""
+        return None
+
+    @abstractmethod
+    def loss(self, module: nn.Module, indices: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the training loss, a scalar, of the examples with the numbers ``indices`` (B,)."""
+
+    def validate(self, module: nn.Module, generator: torch.Generator) -> dict[str, float]:
+        """Return figures on examples that are not trained on; none if there are no such examples."""
+        return {}
+
+    def after_step(self) -> None:  # noqa: B027
+        """Hear that the optimiser has made a step."""
+
+    def to(self, device: torch.device | str) -> None:
+        """Move the module, and what else is needed at each step."""
+        self.device = torch.device(device)
+        self.module.to(self.device)
+
+    def compile(self) -> None:
+        """Let torch compile the networks in place; what draws random numbers stays as it is."""
+        for name, module in self.module.named_modules():
+            if name.split('.')[-1] == 'network':
+                module.compile()
+
+    def save(self, folder: Path, module: nn.Module) -> None:
+        """Write a trained module so that it can be used; a folder that is there already is replaced."""
+        save_weights(folder, module)
+
+    @abstractmethod
+    def identity(self) -> Mapping[str, Any]:
+        """Return what a training must share with one that it goes on from, beside its settings."""
+
+    def describe(self) -> Mapping[str, Any]:
+        """Say what is trained on what, for the report."""
+        return self.identity()
+
+
+def digest(*tensors: Tensor | None) -> str:
+    """Return a short text that differs for different numbers."""
+    found = hashlib.sha256()
+    for tensor in tensors:
+        if tensor is not None:
+            found.update(str(tuple(tensor.shape)).encode())
+            found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()[:16]
