@@ -37,7 +37,7 @@ def build(family: str, sizes: Sizes = PRIMES, network: str = 'mlp', trained: boo
     if isinstance(made, Student):
         teacher = FlowMatchingConfig().build(sizes, NETWORKS[network])
         made.learn_from(_shake(teacher))
-    return _shake(made) if trained else made
+    return _shake(made) if trained or isinstance(made, Student) else made  # as its teacher it has nothing to learn
 
 
 def _shake(module: Generator) -> Generator:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torchcfm.conditional_flow_matching import ConditionalFlowMatcher
 
 from flow_vla_core.errors import ConfigError
-from flow_vla_core.generators import FlowMatching, Refined
-from flow_vla_core.generators.flow_matching import beta_time, uniform_time
-from flow_vla_core.networks import ResidualMLP, Sizes
-from flow_vla_core.solvers import SOLVERS
+from flow_vla_core.generators import FlowMatching, FlowMatchingConfig, Refined
+from flow_vla_core.generators.couplings import Coupling
+from flow_vla_core.generators.paths import VariancePreservingPath
+from flow_vla_core.networks import NetworkConfig, ResidualMLP, Sizes
+from flow_vla_core.solvers import METHODS
 from flow_vla_core.types import Condition
 
 
@@ -49,18 +51,6 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def test_times_follow_their_distributions() -> None:
-    uniform, beta = uniform_time(200_000, seeded()), beta_time(200_000, seeded())
-    assert uniform.mean().item() == pytest.approx(0.5, abs=3e-3)
-    # Beta(1.5, 1) has mean 0.6 and variance 1.5 / (2.5^2 * 3.5).
-    assert beta.mean().item() == pytest.approx(1 - (0.999 * 0.6 + 0.001), abs=2e-3)
-    assert beta.var().item() == pytest.approx(0.999 ** 2 * 1.5 / (2.5 ** 2 * 3.5), rel=0.02)
-    assert 0 <= beta.min() and beta.max() <= 0.999
-    for level in (0.1, 0.5, 0.9):
-        share = (1 - beta < 0.999 * level + 0.001).double().mean().item()
-        assert share == pytest.approx(level ** 1.5, abs=5e-3)
-
-
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
 def test_the_network_sees_points_of_the_straight_path_and_the_loss_is_that_of_its_velocity(dtype: torch.dtype) -> None:
     network = Recorder(0.5)
@@ -92,7 +82,7 @@ def test_nothing_that_counts_gives_no_nan() -> None:
     assert loss.item() == 0
 
 
-@pytest.mark.parametrize('solver', SOLVERS)
+@pytest.mark.parametrize('solver', METHODS)
 def test_the_exact_field_between_gaussians_gives_the_right_mean_and_spread(solver: str) -> None:
     field = GaussianField(2.0, 0.5)
     generator = FlowMatching(field, Sizes(2, 1, 3), steps=200, solver=solver)
@@ -137,12 +127,74 @@ def test_a_prefix_is_kept_and_seen_on_its_path() -> None:
         torch.testing.assert_close(x[:, :2], (1 - t[0]) * noise[:, :2] + t[0] * prefix)
 
 
+@pytest.mark.parametrize('solver', METHODS)
+def test_the_network_sees_a_prefix_on_a_curved_path_at_any_solver(solver: str) -> None:
+    network, path = Recorder(1.0), VariancePreservingPath()
+    generator = FlowMatching(network, Sizes(5, 2, 3), steps=3, solver=solver, path=path)
+    noise, prefix = torch.randn(3, 5, 2, dtype=torch.float64), torch.randn(3, 2, 2, dtype=torch.float64)
+    made = generator.sample(condition(3, torch.float64), noise=noise, prefix=prefix)
+    assert torch.equal(made[:, :2], prefix)
+    for x, t, _ in network.calls:
+        torch.testing.assert_close(x[:, :2], path.mix(noise[:, :2], prefix, t))
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+def test_the_loss_of_given_pairs_is_that_of_torchcfm(dtype: torch.dtype) -> None:
+    network = ResidualMLP(5, 2, 3, 8, 1).to(dtype)
+    nn.init.normal_(network.leave.weight)
+    noise, actions = (torch.randn(7, 5, 2, generator=seeded(seed), dtype=dtype) for seed in (1, 2))
+    generator = FlowMatching(network, Sizes(5, 2, 3), time='uniform')
+    t = torch.rand(7, generator=seeded(3)).to(dtype)
+    t, place, velocity = ConditionalFlowMatcher(0.0).sample_location_and_conditional_flow(noise, actions, t)
+    expected = (network(place, t, condition(7, dtype)) - velocity).square().mean()
+    found = generator.pair_loss(noise, actions, condition(7, dtype), generator=seeded(3))
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-10
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+
+
+def test_path_and_coupling_are_those_that_were_given() -> None:
+    class Reversed(Coupling):
+        """Deals the noise out from the end."""
+
+        def pair(self, noise: Tensor, data: Tensor, condition: Condition, mask: Tensor | None = None) -> Tensor:
+            seen.append((noise, data, condition, mask))
+            return noise.flip(0)
+
+    seen: list[tuple] = []
+    network, path = Recorder(0.5), VariancePreservingPath()
+    generator = FlowMatching(network, Sizes(5, 2, 3), draws=2, path=path, coupling=Reversed())
+    actions, mask = torch.randn(4, 5, 2), torch.ones(4, 5, dtype=torch.bool)
+    loss = generator.loss(actions, condition(4), mask, seeded())
+    (noise, data, told, hidden), (mixed, t, _) = seen[0], network.calls[0]
+    assert torch.equal(data, actions.repeat_interleave(2, 0))
+    assert told.vector.shape == (8, 3) and hidden.shape == (8, 5)
+    assert torch.equal(mixed, path.mix(noise.flip(0), data, t))
+    torch.testing.assert_close(loss, (0.5 - path.velocity(noise.flip(0), data, t)).square().mean())
+
+
 @pytest.mark.parametrize('settings, message', [
     ({'solver': 'eular'}, "solver: 'eular'.*euler"), ({'time': 'beat'}, "time: 'beat'.*beta"),
-    ({'steps': 0}, 'steps: 0'), ({'draws': 0}, 'draws: 0')])
+    ({'steps': 0}, 'steps: 0'), ({'draws': 0}, 'draws: 0'), ({'path': 'strait'}, "path: 'strait'.*straight"),
+    ({'coupling': 'dependent'}, "coupling: 'dependent'.*independent"), ({'drop': 1.0}, 'drop: 1.0'),
+    ({'drop': -0.1}, 'drop: -0.1'), ({'guidance': 2.0}, 'guidance: 2.0.*drop'),
+    ({'guidance': -1.0, 'drop': 0.1}, 'guidance: -1.0'), ({'tolerance': 0.0}, 'tolerance: 0.0')])
 def test_wrong_settings_are_named(settings: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        FlowMatching(Recorder(), Sizes(5, 2, 3), **settings)
+        FlowMatchingConfig(**settings).build(Sizes(5, 2, 3), NetworkConfig('mlp', 8, 1))
+
+
+@pytest.mark.parametrize('settings', [
+    {'solver': 'dopri5', 'time': 'logit_normal'}, {'path': 'variance_preserving', 'solver': 'heun'},
+    {'coupling': 'optimal_transport'}, {'coupling': 'conditional_optimal_transport'}], ids=str)
+def test_every_choice_learns_and_samples(settings: dict) -> None:
+    torch.manual_seed(0)
+    generator = FlowMatchingConfig(draws=1, **settings).build(Sizes(1, 2, 1), NetworkConfig('mlp', 24, 1))
+    targets = 0.3 * torch.randn(500, 1, 2, generator=seeded(1)) + torch.tensor([2.0, -1.0])
+    train(generator, targets, 150)
+    with torch.no_grad():
+        made = generator.sample(Condition(torch.zeros(2000, 1)), steps=10, generator=seeded(2))
+    torch.testing.assert_close(made.mean((0, 1)), torch.tensor([2.0, -1.0]), rtol=0, atol=0.15)
+    torch.testing.assert_close(made.std((0, 1)), torch.tensor([0.3, 0.3]), rtol=0, atol=0.15)
 
 
 def train(generator: nn.Module, targets: Tensor, steps: int) -> None:

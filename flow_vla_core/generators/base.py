@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +31,10 @@ class FamilyConfig(ABC):
         Raises:
             ConfigError: for a setting that is out of range.
         """
+
+    def kept(self, action_dim: int) -> tuple[int, ...]:
+        """Return which of the A numbers of an action are learned as they are, where the others are normalised."""
+        return ()
 
     @classmethod
     def dummy(cls, sizes: Sizes) -> FamilyConfig:
@@ -178,6 +183,12 @@ class Student(Generator):
         if '_teacher' not in self.__dict__:
             raise TrainingError(f'{type(self).__name__} learns from a trained generator; name one with learn_from')
         return self.__dict__['_teacher']
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Student:
+        """Take the teacher along to another device or type."""
+        if '_teacher' in self.__dict__:
+            self.teacher._apply(fn, recurse)
+        return super()._apply(fn, recurse)
 
     @abstractmethod
     def _begin_as(self, teacher: Generator) -> None:

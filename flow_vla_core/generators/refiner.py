@@ -26,6 +26,10 @@ class Refined(Generator):
         super().__init__(base.sizes, base.steps)
         self.base, self.network, self.training_steps = base, network, steps
 
+    def after_step(self) -> None:
+        """Tell the base."""
+        self.base.after_step()
+
     def _loss(self, actions: Tensor, condition: Condition, mask: Tensor | None,
               generator: torch.Generator | None) -> Tensor:
         """Add the mean squared error that is left after the correction to the base's loss."""
