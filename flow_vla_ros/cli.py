@@ -21,7 +21,7 @@ class Command:
     """Says where a command lives, so that only the one that is asked for is imported.
 
     Args:
-        target: ``module:function``, a function with typer's annotations.
+        target: ``module:name`` of a function with typer's annotations, or of a typer app with commands of its own.
         help: one line for the overview.
         isolated: whether it talks to nodes of its own, in a ROS domain of its own.
     """
@@ -31,7 +31,7 @@ class Command:
     isolated: bool = False
 
     def load(self) -> Callable:
-        """Import the function."""
+        """Import the function or the app."""
         module, _, function = self.target.partition(':')
         return getattr(import_module(module), function)
 
@@ -40,6 +40,8 @@ COMMANDS = {
     'demo': Command('flow_vla_ros.demo:demo', 'Give the simulated robot its instructions and film it.', True),
     'evaluate': Command('flow_vla_ros.evaluate:evaluate', 'Measure success and latency over many episodes.', True),
     'train': Command('flow_vla_core.cli.train:train', 'Train a policy from recorded bags.'),
+    'compare': Command('flow_vla_core.cli.compare:compare', 'Compare families of generators on equal terms.'),
+    'plot': Command('flow_vla_core.cli.plot:app', 'Draw flows, actions, trainings and toys.'),
     'capture-demos': Command('flow_vla_ros.capture:capture_demos', 'Record demonstrations of the experts.', True),
     'up': Command('flow_vla_ros.bringup:up', 'Run a graph of nodes: sim, capture, policy or bringup.'),
     'doctor': Command('flow_vla_ros.doctor:doctor', 'Check this machine, and say what to do about each failure.'),
@@ -54,7 +56,11 @@ def build(arguments: Sequence[str]) -> typer.Typer:
     for name, command in COMMANDS.items():
         if name == wanted and command.isolated:
             import_module('flow_vla_ros.bringup').prepare_environment()
-        app.command(name, short_help=command.help)(command.load() if name == wanted else _listed)
+        loaded = command.load() if name == wanted else _listed
+        if isinstance(loaded, typer.Typer):
+            app.add_typer(loaded, name=name, short_help=command.help)
+        else:
+            app.command(name, short_help=command.help)(loaded)
     return app
 
 
