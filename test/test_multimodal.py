@@ -332,6 +332,16 @@ def test_log_prob_is_the_sum_of_classes_numbers_and_rotations() -> None:
     torch.testing.assert_close(density(generator, generator.layout.join(point, classes)), wanted)
 
 
+def test_the_density_has_the_gradient_of_its_differences() -> None:
+    generator, way = make((PartConfig(), TURN)), torch.randn(3, 3, generator=seeded(5)).double()
+    point, classes = generator.layout.split(torch.randn(3, 1, 7, generator=seeded()).double())
+    actions, vector = generator.layout.join(point, classes), told(3).vector.clone().requires_grad_()
+    slope, = torch.autograd.grad(generator.log_prob(actions, Condition(vector)).sum(), vector)
+    with torch.no_grad():
+        after, before = (generator.log_prob(actions, Condition(vector + step * way)) for step in (0.01, -0.01))
+    torch.testing.assert_close((slope * way).sum(1), (after - before) / 0.02, rtol=0.02, atol=5e-3)
+
+
 # as a generator
 
 @pytest.mark.parametrize('network', test_families.NETWORKS)

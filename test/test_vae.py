@@ -133,7 +133,7 @@ def test_two_modes_are_learned_and_little_between_them() -> None:
     shape = torch.sin(torch.linspace(0.3, 2.8, 4))[:, None]
     signs = (torch.arange(1000) % 10 < 3).float() * 2 - 1
     targets, random = signs[:, None, None] * shape, seeded()
-    generator = ActionVAEConfig(latent=2).build(Sizes(4, 1, 1), NetworkConfig('mlp', 32, 1))
+    generator = ActionVAEConfig(latent=2, weight=0.03).build(Sizes(4, 1, 1), NetworkConfig('mlp', 32, 1))
     optimiser = torch.optim.Adam(generator.parameters(), 3e-3)
     for _ in range(400):
         chosen = targets[torch.randint(1000, (128,), generator=random)]

@@ -34,7 +34,7 @@ def sliced_wasserstein(x: Tensor, y: Tensor, projections: int = 128, generator: 
     """Return the sliced Wasserstein distance of order 2 between two sets (N, D) and (M, D).
 
     It is the root of the mean over random directions of the squared distance between the sets' projections on the
-    direction, each of which is exact; Bonneel et al., Journal of Mathematical Imaging and Vision 51, 2015, equation 7.
+    direction, each of which is exact; Bonneel et al., Journal of Mathematical Imaging and Vision 51, 2015.
     Fast and without a limit in size, where `wasserstein2` takes N^3.
 
     Args:
@@ -61,7 +61,7 @@ def sliced_wasserstein(x: Tensor, y: Tensor, projections: int = 128, generator: 
 def energy_distance(x: Tensor, y: Tensor) -> float:
     """Return the energy distance ``2 E|x - y| - E|x - x'| - E|y - y'|`` between two sets (N, D) and (M, D).
 
-    It is 0 for equal sets only; Szekely and Rizzo, Journal of Statistical Planning and Inference 143, 2013, equation 5.
+    It is 0 for equal sets only; Szekely and Rizzo, Journal of Statistical Planning and Inference 143, 2013.
 
     Raises:
         InputError: for sets of different widths, for empty ones, and for NaN or infinity.
@@ -87,7 +87,7 @@ def _squared_on_lines(x: Tensor, y: Tensor) -> Tensor:
     """
     count, other = len(x), len(y)
     edges = torch.cat([torch.arange(count) * other, torch.arange(other) * count]).sort().values  # in 1 / (N M), exact
-    lengths = torch.diff(edges, append=torch.tensor([count * other])).to(x.device) / (count * other)
+    lengths = torch.diff(edges, append=torch.tensor([count * other])).to(x) / (count * other)
     x, y = x.sort(0).values[edges // other], y.sort(0).values[edges // count]
     return ((x - y).square() * lengths[:, None]).sum(0)
 

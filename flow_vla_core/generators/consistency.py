@@ -71,6 +71,11 @@ class ConsistencyTrainingConfig(FamilyConfig):
         return ConsistencyTraining(network.build(sizes), sizes, steps=self.steps, first=self.first, last=self.last,
                                    every=self.every, loss=self.loss)
 
+    @classmethod
+    def dummy(cls, sizes: Sizes) -> ConsistencyTrainingConfig:
+        """Take one interval, for which the loss is a plain regression and falls steadily."""
+        return cls(first=1, last=1)
+
 
 class ConsistencyTraining(Generator):
     """Learns a consistency function from data alone: neighbours on a path have one end.

@@ -25,7 +25,7 @@ class ConsistencyDistillationConfig(FamilyConfig):
 
     family: str = field(default='consistency_distilled', init=False)
     steps: int = 1
-    intervals: int = 20
+    intervals: int = 8
     solver: str = 'midpoint'
     loss: str = 'pseudo_huber'
 
@@ -45,7 +45,7 @@ class ConsistencyDistillation(Student):
         network: of the same kind as a velocity network; begins as the teacher's if that is of the same kind and size.
         sizes: of chunk and condition.
         steps: evaluations for a sample; those after the first begin from fresh noise.
-        intervals: of the grid of times.
+        intervals: of the grid of times, few enough that errors add up little and enough for the solver.
         solver: one of `flow_vla_core.solvers.SOLVERS`, for the teacher's step.
         loss: one of `flow_vla_core.generators.losses.LOSSES`.
 
@@ -61,7 +61,7 @@ class ConsistencyDistillation(Student):
         torch.Size([5, 4, 2])
     """
 
-    def __init__(self, network: nn.Module, sizes: Sizes, *, steps: int = 1, intervals: int = 20,
+    def __init__(self, network: nn.Module, sizes: Sizes, *, steps: int = 1, intervals: int = 8,
                  solver: str = 'midpoint', loss: str = 'pseudo_huber') -> None:
         super().__init__(sizes, steps)
         if solver not in SOLVERS:

@@ -64,8 +64,11 @@ class Point:
         return torch.cat([straight, turn.flatten(-2)], -1)
 
     def rest(self) -> Tensor:
-        """Return the tangent that goes nowhere, (B, H, N + 3K)."""
-        return torch.zeros_like(self.join(self.vectors, self.rotations[..., 0]))
+        """Return the tangent that goes nowhere, (B, H, N + 3K).
+
+        It hangs on the point in the graph of gradients, so that a derivative by it need not search what came before.
+        """
+        return 0 * self.join(self.vectors, self.rotations[..., 0])
 
 
 Field = Callable[[Point, float], Tensor]

@@ -41,7 +41,7 @@ class ActionVAEConfig(FamilyConfig):
 
     family: str = field(default='vae', init=False)
     latent: int = 32
-    weight: float = 0.03
+    weight: float = 0.01
     distance: str = 'l1'
     prior: str = 'sample'
 
@@ -79,7 +79,7 @@ class ActionVAE(Generator):
     """
 
     def __init__(self, encoder: nn.Module, decoder: nn.Module, sizes: Sizes, *, latent: int = 32,
-                 weight: float = 0.03, distance: str = 'l1', prior: str = 'sample') -> None:
+                 weight: float = 0.01, distance: str = 'l1', prior: str = 'sample') -> None:
         super().__init__(sizes)
         for key, value, allowed in (('distance', distance, DISTANCES), ('prior', prior, PRIORS)):
             if value not in allowed:
