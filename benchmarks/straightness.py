@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
+from itertools import product
 import json
 import math
 from pathlib import Path
@@ -11,17 +12,22 @@ from statistics import mean, stdev
 import time
 from typing import Annotated
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 import torch
 from torch import Tensor, nn
+from torchcfm.conditional_flow_matching import (
+    ConditionalFlowMatcher,
+    ExactOptimalTransportConditionalFlowMatcher,
+)
 import typer
 
 from flow_vla_core.errors import ConfigError, closest
 from flow_vla_core.evaluation.distances import wasserstein2
 from flow_vla_core.evaluation.report import Machine, git_state
 from flow_vla_core.generators import FlowMatching
-from flow_vla_core.generators.couplings import COUPLINGS
+from flow_vla_core.generators.couplings import COUPLINGS, ConditionalOptimalTransport, Independent
 from flow_vla_core.networks import Sizes
 from flow_vla_core.solvers import solve, solve_adaptively
 from flow_vla_core.types import Condition
@@ -82,7 +88,7 @@ class Figures:
         path_energy: normalised, ``|E integral |v|^2 - W2^2| / W2^2`` with W2 between source and moons.
         straightness: mean over t of ``E |(x_1 - x_0) - v_t|^2`` along the exact solution.
         floor: Wasserstein distance between two sets of moons, below which no error can be seen.
-        seconds: of training.
+        seconds: of one core, for training.
     """
 
     errors: dict[int, float]
@@ -93,21 +99,41 @@ class Figures:
     seconds: float
 
 
-def train(source: str, coupling: str, steps: int, batch: int, seed: int) -> tuple[FlowMatching, float]:
+def our_loss(generator: FlowMatching, noise: Tensor, data: Tensor, random: torch.Generator) -> Tensor:
+    """Couple noise and data (B, 1, 2) and return the loss."""
+    nothing = Condition(torch.zeros(len(data), 1))
+    noise = generator.coupling.pair(noise, data, nothing)
+    blur = SMOOTHING * torch.randn(data.shape, generator=random)  # the same at both ends: around all of the path
+    return generator.pair_loss(noise + blur, data + blur, nothing, generator=random)
+
+
+def their_loss(generator: FlowMatching, noise: Tensor, data: Tensor, random: torch.Generator) -> Tensor:
+    """Return the loss of torchcfm, with the same network and kind of coupling."""
+    if isinstance(generator.coupling, ConditionalOptimalTransport):
+        raise ConfigError('torchcfm has no coupling that knows the condition')
+    plain = isinstance(generator.coupling, Independent)
+    matcher = (ConditionalFlowMatcher if plain else ExactOptimalTransportConditionalFlowMatcher)(SMOOTHING)
+    t, place, velocity = matcher.sample_location_and_conditional_flow(noise, data)
+    return (generator.network(place, t, Condition(torch.zeros(len(data), 1))) - velocity).square().mean()
+
+
+LOSSES = {'flow_vla': our_loss, 'torchcfm': their_loss}
+
+
+def train(source: str, coupling: str, library: str, steps: int, batch: int, seed: int) -> tuple[FlowMatching, float]:
     """Fit flow matching without a condition; return it and the seconds that took."""
     torch.manual_seed(seed)
+    np.random.seed(seed)  # torchcfm draws from it
     random = torch.Generator().manual_seed(seed)
     generator = FlowMatching(Plain(), SIZES, time='uniform', coupling=COUPLINGS[coupling]())
-    optimiser, nothing = torch.optim.Adam(generator.parameters()), Condition(torch.zeros(batch, 1))
-    start = time.perf_counter()
+    optimiser = torch.optim.Adam(generator.parameters())
+    start = time.process_time()
     for _ in range(steps):
-        noise, data = SOURCES[source](batch, random)[:, None], moons(batch, random)[:, None]
-        noise = generator.coupling.pair(noise, data, nothing)
-        blur = SMOOTHING * torch.randn(batch, 1, 2, generator=random)  # the same at both ends: around all of the path
         optimiser.zero_grad()
-        generator.pair_loss(noise + blur, data + blur, nothing, generator=random).backward()
+        noise, data = SOURCES[source](batch, random)[:, None], moons(batch, random)[:, None]
+        LOSSES[library](generator, noise, data, random).backward()
         optimiser.step()
-    return generator, time.perf_counter() - start
+    return generator, time.process_time() - start
 
 
 @torch.no_grad()
@@ -144,19 +170,21 @@ def average(runs: list[Figures]) -> dict[str, dict[str, float]]:
             for name in flat[0] for values in [[row[name] for row in flat]]}
 
 
-def show(console: Console, rows: dict[tuple[str, str], dict[str, dict[str, float]]]) -> None:
+def show(rows: list[dict]) -> None:
     """Print the table."""
     columns = ('euler_1', 'euler_4', 'euler_100', 'evaluations', 'path_energy', 'straightness', 'floor', 'seconds')
-    table = Table('to moons from', 'coupling', *(name.replace('_', ' ') for name in columns))
-    for names, figures in rows.items():
-        table.add_row(*names, *(f'{figures[name]["mean"]:.3f}' for name in columns))
-    console.print(table)
+    table = Table('to moons from', 'coupling', 'library', *(name.replace('_', ' ') for name in columns))
+    for row in rows:
+        table.add_row(row['source'], row['coupling'], row['library'],
+                      *(f'{row[name]["mean"]:.3f} ± {row[name]["std"]:.3f}' for name in columns))
+    Console(width=200).print(table)
 
 
 def measure(
     sources: Annotated[str, typer.Option(help=f'comma-separated: {", ".join(SOURCES)}')] = ','.join(SOURCES),
     couplings: Annotated[str, typer.Option(help=f'comma-separated: {", ".join(COUPLINGS)}')]
     = 'independent,optimal_transport',
+    libraries: Annotated[str, typer.Option(help=f'comma-separated: {", ".join(LOSSES)}')] = 'flow_vla',
     steps: Annotated[int, typer.Option(min=1, help='of the optimiser')] = 5000,
     batch: Annotated[int, typer.Option(min=2)] = 256,
     points: Annotated[int, typer.Option(min=2, help='fresh points')] = 2048,
@@ -166,20 +194,19 @@ def measure(
 ) -> None:
     """Train every coupling on every map, and report distances, evaluations, path energy and straightness."""
     torch.set_num_threads(1)
-    chosen = [choose(text, allowed) for text, allowed in ((sources, SOURCES), (couplings, COUPLINGS))]
-    rows, runs = {}, []
-    for source in chosen[0]:
-        for coupling in chosen[1]:
-            found = [evaluate(source, points, *train(source, coupling, steps, batch, seed)) for seed in range(seeds)]
-            rows[source, coupling] = average(found)
-            runs.append({'source': source, 'coupling': coupling, 'seeds': [asdict(run) for run in found],
-                         **rows[source, coupling]})
-            show(Console(), {(source, coupling): rows[source, coupling]})
-    show(Console(), rows)
-    values = {'steps': steps, 'batch': batch, 'points': points, 'rows': runs, 'git_commit': git_state()[0],
-              'machine': asdict(Machine.here())}
+    chosen = [choose(text, allowed) for text, allowed in ((sources, SOURCES), (couplings, COUPLINGS),
+                                                          (libraries, LOSSES))]
+    rows: list[dict] = []
     json_file.parent.mkdir(parents=True, exist_ok=True)
-    json_file.write_text(json.dumps(values, indent=2) + '\n')
+    for source, coupling, library in product(*chosen):
+        runs = [evaluate(source, points, *train(source, coupling, library, steps, batch, seed))
+                for seed in range(seeds)]
+        rows.append({'source': source, 'coupling': coupling, 'library': library, **average(runs),
+                     'seeds': [asdict(run) for run in runs]})
+        show(rows)
+        values = {'steps': steps, 'batch': batch, 'points': points, 'rows': rows, 'git_commit': git_state()[0],
+                  'machine': asdict(Machine.here())}
+        json_file.write_text(json.dumps(values, indent=2) + '\n')
 
 
 def choose(text: str, allowed: dict[str, object]) -> list[str]:

@@ -46,11 +46,8 @@ class Engine:
             InstructionUnknown: for words that the policy was not trained on.
             ActionNotFinite: if the policy produced NaN or infinity.
         """
-        batch = self._batch(observation)
-        config = self.policy.config
-        shape = (1, config.horizon, self.policy.contract.action_dim)
-        noise = torch.randn(shape, generator=self._generator).to(self.device)
-        actions = self.policy.sample(batch.to(self.device), noise=noise, steps=self.steps)[0].float().cpu().numpy()
+        batch = self._batch(observation).to(self.device)
+        actions = self.policy.sample(batch, steps=self.steps, generator=self._generator)[0].float().cpu().numpy()
         if not np.isfinite(actions).all():
             raise ActionNotFinite('the policy produced an action that is not finite')
         return actions

@@ -99,7 +99,7 @@ def test_the_loss_of_what_a_mask_leaves_is_its_likelihood_for_a_flow_that_leaves
 
 
 def test_a_number_that_never_varies_keeps_the_density_finite() -> None:
-    generator, condition = LikelihoodFlowConfig(jitter=0.1).build(SIZES, NetworkConfig('mlp', 8, 1)), told(32)
+    generator, condition = LikelihoodFlowConfig('real_nvp', 0.1).build(SIZES, NetworkConfig('mlp', 8, 1)), told(32)
     condition = Condition(condition.vector.float())
     optimiser, random = torch.optim.Adam(generator.parameters(), 1e-2), seeded()
     for _ in range(60):

@@ -36,7 +36,7 @@ class LikelihoodFlowConfig(FamilyConfig):
     """
 
     family: str = field(default='likelihood', init=False)
-    flow: str = 'spline'
+    flow: str = 'glow'
     jitter: float = 0.01
 
     def build(self, sizes: Sizes, network: NetworkConfig) -> LikelihoodFlow:

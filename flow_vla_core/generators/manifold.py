@@ -49,6 +49,11 @@ class Point:
         straight, turn = self.split(tangent)
         return Point(self.vectors + straight, _compose(self.rotations, roma.rotvec_to_rotmat(turn)))
 
+    def nudge(self, tangent: Tensor) -> Point:
+        """Do what `move` does, to first order: matrices leave SO(3), but every further derivative at rest is finite."""
+        straight, turn = self.split(tangent)
+        return Point(self.vectors + straight, self.rotations + _spin(self.rotations, turn))
+
     def reach(self, other: Point) -> Tensor:
         """Return the tangent of the shortest geodesic that gets to another point in one unit of time."""
         turn = roma.rotmat_to_rotvec(_compose(self.rotations.mT, other.rotations))
@@ -131,9 +136,9 @@ def trace_back(field: Field, point: Point, *, rtol: float = 1e-5, atol: float = 
     """
     def extended(state: Tensor, t: float) -> Tensor:
         here = unpack(state)
-        velocity, divergence = exact_divergence(lambda tangent: field(here.move(tangent), t), here.rest())
+        velocity, divergence = exact_divergence(lambda tangent: field(here.nudge(tangent), t), here.rest())
         straight, turn = here.split(velocity)
-        return _pack(Point(straight, torch.linalg.cross(here.rotations, turn[..., None, :])), divergence)
+        return _pack(Point(straight, _spin(here.rotations, turn)), divergence)
 
     def unpack(state: Tensor) -> Point:
         vectors, rotations, _ = state.split([point.vectors[0].numel(), point.rotations[0].numel(), 1], -1)
@@ -183,6 +188,11 @@ def turn_of_columns(rotations: Tensor, velocity: Tensor) -> Tensor:
     """
     a, b = (rotations[..., None, :, :] * velocity.unflatten(-1, (2, 3))[..., None]).sum(-2).unbind(-2)
     return torch.stack([b[..., 2], -a[..., 2], (a[..., 1] - b[..., 0]) / 2], -1)
+
+
+def _spin(rotations: Tensor, turn: Tensor) -> Tensor:
+    """Return ``R hat(w)``: (..., 3, 3), (..., 3) -> (..., 3, 3)."""
+    return torch.linalg.cross(rotations, turn[..., None, :])
 
 
 def _compose(first: Tensor, second: Tensor) -> Tensor:

@@ -20,6 +20,14 @@ class Refined(Generator):
         base: makes the chunks.
         network: of the same kind as a velocity network, called with t = 1.
         steps: solver steps of the samples that it is trained on.
+
+    Example:
+        >>> from flow_vla_core.generators import RegressionConfig
+        >>> from flow_vla_core.networks import NetworkConfig, Sizes
+        >>> sizes, network = Sizes(4, 2, 3), NetworkConfig('mlp', 8, 1)
+        >>> generator = Refined(RegressionConfig().build(sizes, network), network.build(sizes))
+        >>> generator.sample(Condition(torch.zeros(5, 3))).shape
+        torch.Size([5, 4, 2])
     """
 
     def __init__(self, base: Generator, network: nn.Module, steps: int = 2) -> None:
