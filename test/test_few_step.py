@@ -178,7 +178,7 @@ def test_shorter_leaps_hold_the_exact_answer() -> None:
 def test_a_teachers_path_holds_the_exact_end() -> None:
     actions, condition = gaussian(64)
     exact = Exact(gaussian_end)
-    student = taught(ConsistencyDistillation(exact, SIZES, solver='rk4', loss='squared'), gaussian_velocity)
+    student = taught(ConsistencyDistillation(exact, SIZES, solver='rk4'), gaussian_velocity)
     assert student.loss(actions, condition, generator=seeded()) < 1e-10
     exact.gain.data.fill_(1.2)
     assert student.loss(actions, condition, generator=seeded()) > 1e-5

@@ -27,7 +27,7 @@ class ConsistencyDistillationConfig(FamilyConfig):
     steps: int = 1
     intervals: int = 8
     solver: str = 'midpoint'
-    loss: str = 'pseudo_huber'
+    loss: str = 'squared'
 
     def build(self, sizes: Sizes, network: NetworkConfig) -> ConsistencyDistillation:
         """Make it with a network of its own."""
@@ -62,7 +62,7 @@ class ConsistencyDistillation(Student):
     """
 
     def __init__(self, network: nn.Module, sizes: Sizes, *, steps: int = 1, intervals: int = 8,
-                 solver: str = 'midpoint', loss: str = 'pseudo_huber') -> None:
+                 solver: str = 'midpoint', loss: str = 'squared') -> None:
         super().__init__(sizes, steps)
         if solver not in SOLVERS:
             raise ConfigError(f'generator.solver: {solver!r}; {closest(solver, SOLVERS)}')
