@@ -8,7 +8,7 @@ from enum import IntEnum
 
 __all__ = [
     'ActionNotFinite', 'CheckpointError', 'ChunkContractMismatch', 'ChunkError', 'ChunkFromFuture',
-    'ChunkNotFinite', 'ChunkShape', 'ChunkStep', 'ChunkTooOld', 'ClockJump', 'Code', 'ConfigError', 'ContractError',
+    'ChunkJump', 'ChunkNotFinite', 'ChunkShape', 'ChunkStep', 'ChunkTooOld', 'ChunkUnsure', 'ClockJump', 'Code', 'ConfigError', 'ContractError',
     'DataError', 'DiskFull', 'FlowVLAError', 'ImageInvalid', 'InputError', 'InstructionMissing',
     'InstructionUnknown', 'ObservationError', 'RecordError', 'SolverError', 'StateInvalid', 'StateNotFinite',
     'StreamMissing', 'StreamSkewed', 'StreamStale', 'TrainingError', 'closest',
@@ -36,9 +36,12 @@ class Code(IntEnum):
     CHUNK_TOO_OLD = 203
     CHUNK_CONTRACT = 204
     CHUNK_STEP = 205
+    CHUNK_JUMP = 206
+    CHUNK_UNSURE = 207
     NO_CHUNK = 210
     STATE_STALE = 211
     EMERGENCY_STOP = 212
+    ECHO_MISSING = 213
     COMMAND_NOT_FINITE = 214
     ALREADY_RECORDING = 300
     NOT_RECORDING = 301
@@ -46,6 +49,13 @@ class Code(IntEnum):
     WRITE_FAILED = 303
     TOPIC_MISSING = 304
     NO_INSTRUCTION = 305
+    TIMED_OUT = 400
+    CANCELLED = 401
+    REPLACED = 402
+    NOT_READY = 403
+    NOT_ACTING = 404
+    STOPPED = 405
+    BAD_GOAL = 406
 
 
 class FlowVLAError(Exception):
@@ -182,6 +192,18 @@ class ChunkStep(ChunkError):
     """Reports a chunk whose step differs from the contract's."""
 
     code = Code.CHUNK_STEP
+
+
+class ChunkJump(ChunkError):
+    """Reports two actions in a row that no robot within the limits can join."""
+
+    code = Code.CHUNK_JUMP
+
+
+class ChunkUnsure(ChunkError):
+    """Reports a chunk whose confidence is below the least that is followed."""
+
+    code = Code.CHUNK_UNSURE
 
 
 class RecordError(FlowVLAError):

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+import math
 
 import numpy as np
 import torch
 
-__all__ = ['ActionChunk', 'Batch', 'Condition', 'Observation']
+__all__ = ['ActionChunk', 'Batch', 'Condition', 'Continuation', 'Generated', 'Observation']
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class ActionChunk:
         id: counts up from 1 within one run of a policy.
         instruction: the words that it answers.
         generation_time: wall time that it took, ns.
+        delay: this many actions at the front continue the plan before, which runs meanwhile.
+        confidence: 0 (a guess) to 1 (sure), NaN where it is not measured.
     """
 
     stamp: int
@@ -53,6 +56,8 @@ class ActionChunk:
     id: int = 0
     instruction: str = ''
     generation_time: int = 0
+    delay: int = 0
+    confidence: float = math.nan
 
     @property
     def horizon(self) -> int:
@@ -63,6 +68,35 @@ class ActionChunk:
     def end(self) -> int:
         """Time at which the last action stops being in force, ns."""
         return self.stamp + self.horizon * self.dt
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """Says which plan is running while a new chunk is made, so that the new one can begin where that one is.
+
+    Args:
+        actions: (n, A) float32 in the contract's units, what is left of the plan in force, from the new chunk's stamp
+            on; n may be anything from 1 to H, it is never padded.
+        delay: d, so many of them will have been executed when the new chunk arrives, at most n.
+        execute: s, steps from one chunk to the next.
+    """
+
+    actions: np.ndarray
+    delay: int
+    execute: int
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Holds what an engine answers.
+
+    Args:
+        actions: (H, A) float32 in the contract's units.
+        confidence: 0 (a guess) to 1 (sure), NaN where it is not measured.
+    """
+
+    actions: np.ndarray
+    confidence: float = math.nan
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ stop() {
 
 # What the environment is made from: a change of the first line makes a new one.
 base="$ROS $PYTHON $VENV_ARGS"
-built=$(cat pyproject.toml setup.py setup.cfg package.xml CMakeLists.txt cmake/* msg/* srv/* tools/setup.sh | cksum)
+built=$(cat pyproject.toml setup.py setup.cfg package.xml CMakeLists.txt cmake/* action/* msg/* srv/* tools/setup.sh | cksum)
 key=$(printf '%s\n%s %s\n' "$base" "$TORCH" "$built")
 stamp=.venv/flow_vla.stamp
 [ "$(cat "$stamp" 2>/dev/null)" != "$key" ] || exit 0
