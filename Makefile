@@ -5,6 +5,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 TORCH_ARGS ?=
 VENV_ARGS ?=
+ROBOT ?= metaworld
 ARGS ?=
 export PYTHON TORCH TORCH_ARGS VENV_ARGS
 
@@ -24,7 +25,7 @@ export ROS_AUTOMATIC_DISCOVERY_RANGE ?= LOCALHOST
 .PHONY: help setup demo test bench lint doctor clean
 
 help:
-	@echo 'make demo    watch the robot do what it is told; leaves out/demo'
+	@echo 'make demo    watch the robot do what it is told; leaves out/demo (ROBOT=so101: the arm with joints)'
 	@echo 'make test    run the tests'
 	@echo 'make bench   measure latencies'
 	@echo 'make lint    check the style'
@@ -35,7 +36,7 @@ setup:
 	@sh tools/setup.sh
 
 demo: setup
-	$(BIN)/flow-vla demo $(ARGS)
+	$(BIN)/flow-vla demo --contract $(ROBOT) $(ARGS)
 
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)

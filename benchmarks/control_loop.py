@@ -16,7 +16,7 @@ from flow_vla_core.contract import RobotContract, find_contract
 from flow_vla_core.evaluation.plots import plot_latency
 from flow_vla_core.evaluation.report import Machine, git_state
 from flow_vla_core.evaluation.sweep import UNSEEN_SEED, Plan, make_episodes
-from flow_vla_core.simulation.metaworld import MAX_STEPS, TASKS
+from flow_vla_core.simulation.robots import max_steps_of, tasks_of
 from flow_vla_ros.bringup import prepare_environment
 from flow_vla_ros.evaluate import Graph, checkpoint_folder, running_graph
 
@@ -25,20 +25,23 @@ def measure(
     seconds: Annotated[float, typer.Option(min=1, help='of episodes')] = 60.0,
     checkpoint: Annotated[Path | None, typer.Option(help='folder of the policy; default: the shipped one')] = None,
     contract: Annotated[str, typer.Option(help='robot contract: a file, or a name in config/robots')] = 'metaworld',
+    control_hz: Annotated[float, typer.Option(min=0, help="executor's and arm's; 0: the contract's")] = 0.0,
     out: Annotated[Path, typer.Option(help='folder of the results')] = Path('out/benchmarks/control_loop'),
 ) -> None:
     """Run episodes for a while, and report how punctual the control loop was."""
     prepare_environment()
     console = Console()
-    plan = Plan(str(checkpoint_folder(checkpoint)), RobotContract.load(find_contract(contract)), tuple(TASKS), 1,
-                UNSEEN_SEED)
+    robot = RobotContract.load(find_contract(contract))
+    if control_hz:
+        robot = robot.model_copy(update={'rates': robot.rates.model_copy(update={'control_hz': control_hz})})
+    plan = Plan(str(checkpoint_folder(checkpoint, robot.name)), robot, tuple(tasks_of(robot)), 1, UNSEEN_SEED)
     graph, steps = Graph(plan, out), 0
     with running_graph(graph) as conductor:
         end = time.monotonic() + seconds
         for order in cycle(make_episodes(plan)):
             if (left := end - time.monotonic()) <= 0:
                 break
-            limit = min(MAX_STEPS, max(1, round(left / plan.contract.rates.policy_dt)))
+            limit = min(max_steps_of(robot), max(1, round(left / plan.contract.rates.policy_dt)))
             steps += conductor.run(order, limit).steps
     times = graph.times()
     plot_latency(out / 'latency.png', times.delays)

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 import json
 import math
 from pathlib import Path
+from statistics import mean
 import time
 from typing import Annotated, Protocol
 
@@ -20,7 +21,7 @@ import zuko
 from flow_vla_core.errors import ConfigError, closest
 from flow_vla_core.evaluation.report import Machine, git_state
 from flow_vla_core.evaluation.toys import DENSITIES, FLOORS, TOYS
-from flow_vla_core.flows import FLOWS, NormalizingFlow
+from flow_vla_core.flows import FLOWS, ContinuousNormalizingFlow, NormalizingFlow
 
 HIDDEN = (64, 64)
 TEST_SEED = 1_000_003
@@ -39,10 +40,10 @@ class Model(Protocol):
 
 
 class Ours:
-    """Wraps a flow of `FLOWS`."""
+    """Wraps one of our flows."""
 
-    def __init__(self, name: str) -> None:
-        self.module: NormalizingFlow = FLOWS[name](2, 0)
+    def __init__(self, flow: NormalizingFlow) -> None:
+        self.module = flow
 
     def nll(self, x: Tensor, generator: torch.Generator) -> Tensor:
         return self.module.nll(x, None, generator)
@@ -65,7 +66,9 @@ class Zuko:
 
 
 MODELS: dict[str, Callable[[], Model]] = {
-    **{name: lambda name=name: Ours(name) for name in FLOWS},
+    **{name: lambda name=name: Ours(FLOWS[name](2, 0)) for name in FLOWS},
+    # With the exact trace, as two dimensions allow; its training has fewer and longer steps.
+    'continuous': lambda: Ours(ContinuousNormalizingFlow(2, estimator='exact')),
     'zuko_real_nvp': lambda: Zuko(zuko.flows.RealNVP, 6),
     'zuko_maf': lambda: Zuko(zuko.flows.MAF, 5),
     'zuko_spline_autoregressive': lambda: Zuko(zuko.flows.NSF, 3),
@@ -73,15 +76,28 @@ MODELS: dict[str, Callable[[], Model]] = {
 
 
 @dataclass(frozen=True)
-class Result:
-    """Holds one training: mean negative log-likelihood of fresh points in nats, its standard error, seconds.
+class Budget:
+    """Says how long a flow is trained, with Adam whose rate falls from ``rate`` as a cosine."""
 
-    ``truth`` is what the exact density has on the same points, ``floor`` its expectation; None where it is not known.
+    steps: int
+    rate: float = 1e-3
+
+
+BUDGETS = {'continuous': Budget(1500, 3e-3)}  # every step solves two differential equations
+
+
+@dataclass(frozen=True)
+class Result:
+    """Holds trainings with several seeds: mean negative log-likelihood of fresh points in nats, seconds of each.
+
+    ``nll`` is the mean of ``nlls``, ``error`` the standard error of one of them by the choice of the points. ``truth``
+    is what the exact density has on the same points, ``floor`` its expectation; None where it is not known.
     """
 
     target: str
     flow: str
     nll: float
+    nlls: list[float]
     error: float
     truth: float | None
     floor: float | None
@@ -89,14 +105,14 @@ class Result:
     seconds: float
 
 
-def train(model: Model, target: str, steps: int, batch: int, seed: int) -> float:
-    """Fit the model with Adam, 1e-3 falling as a cosine; return the seconds it took."""
+def train(model: Model, target: str, budget: Budget, batch: int, seed: int) -> float:
+    """Fit the model; return the seconds it took."""
     random = torch.Generator().manual_seed(seed)
-    optimiser = torch.optim.Adam(model.module.parameters(), 1e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    optimiser = torch.optim.Adam(model.module.parameters(), budget.rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, budget.steps)
     model.module.train()
     start = time.perf_counter()
-    for _ in range(steps):
+    for _ in range(budget.steps):
         optimiser.zero_grad()
         model.nll(TOYS[target](batch, random), random).mean().backward()
         optimiser.step()
@@ -116,15 +132,18 @@ def fresh(target: str, count: int) -> Tensor:
     return TOYS[target](count, torch.Generator().manual_seed(TEST_SEED))
 
 
-def measure(name: str, target: str, steps: int, batch: int, points: int, seed: int) -> Result:
-    """Train one model on one target."""
-    torch.manual_seed(seed)
-    model = MODELS[name]()
-    seconds = train(model, target, steps, batch, seed)
-    nll = evaluate(model, target, points).double()
+def measure(name: str, target: str, steps: int, batch: int, points: int, seeds: int) -> Result:
+    """Train one model on one target, once for each seed."""
+    nlls, seconds = [], []
+    for seed in range(seeds):
+        torch.manual_seed(seed)
+        model = MODELS[name]()
+        seconds.append(train(model, target, BUDGETS.get(name, Budget(steps)), batch, seed))
+        nlls.append(evaluate(model, target, points).double())
     truth = -DENSITIES[target](fresh(target, points)).double().mean().item() if target in DENSITIES else None
-    return Result(target, name, nll.mean().item(), nll.std().item() / math.sqrt(points), truth, FLOORS.get(target),
-                  sum(p.numel() for p in model.module.parameters()), seconds)
+    means = [nll.mean().item() for nll in nlls]
+    return Result(target, name, mean(means), means, nlls[0].std().item() / math.sqrt(points), truth,
+                  FLOORS.get(target), sum(p.numel() for p in model.module.parameters()), mean(seconds))
 
 
 def table(results: list[Result]) -> Table:
@@ -158,7 +177,7 @@ def run(
     steps: Annotated[int, typer.Option(min=1, help='of the optimiser')] = 2500,
     batch: Annotated[int, typer.Option(min=1, help='points per step')] = 512,
     points: Annotated[int, typer.Option(min=2, help='fresh points that are evaluated')] = 20_000,
-    seed: Annotated[int, typer.Option(help='of weights and data')] = 0,
+    seeds: Annotated[int, typer.Option(min=1, help='trainings of each, with different weights and data')] = 1,
     out: Annotated[Path, typer.Option('--json', help='file of the results; written after each training')] =
         Path('out/benchmarks/densities.json'),
 ) -> None:
@@ -168,9 +187,9 @@ def run(
     results: list[Result] = []
     for target in chosen(targets, list(TOYS), 'targets'):
         for name in chosen(flows, list(MODELS), 'flows'):
-            results.append(measure(name, target, steps, batch, points, seed))
+            results.append(measure(name, target, steps, batch, points, seeds))
             print(f'{target} {name}: {results[-1].nll:.3f} in {results[-1].seconds:.0f} s', flush=True)
-            values = {'steps': steps, 'batch': batch, 'points': points, 'seed': seed, 'git_commit': git_state()[0],
+            values = {'steps': steps, 'batch': batch, 'points': points, 'seeds': seeds, 'git_commit': git_state()[0],
                       'machine': asdict(Machine.here()), 'results': [asdict(result) for result in results]}
             out.write_text(json.dumps(values, indent=2) + '\n')
     Console().print(table(results))

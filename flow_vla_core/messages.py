@@ -133,7 +133,10 @@ def _joint(message: Any, values: Any, name: str, stream: StateStream) -> float:
 
 
 def decode_action(message: Any, part: ActionPart) -> np.ndarray:
-    """Decode a command to (dim,) float32, in the order of ``part.names``. Raise `DataError` if it does not fit."""
+    """Decode a command to (dim,) float32, in the order of ``part.names``. Raise `DataError` if it does not fit.
+
+    Of a trajectory, the first point is the command; points after it only say how to go on if nothing follows.
+    """
     try:
         return np.array(DECODERS[part.message](message, part), np.float32)
     except (AttributeError, IndexError, KeyError, ValueError) as error:
@@ -156,7 +159,7 @@ def _pose(message: Any, part: ActionPart) -> list[float]:
 
 
 def _trajectory(message: Any, part: ActionPart) -> list[float]:
-    point = message.points[-1]
+    point = message.points[0]
     values = dict(zip(message.joint_names, point.velocities if part.kind == 'joint_velocity' else point.positions))
     return [values[name] for name in part.names]
 
@@ -167,9 +170,19 @@ def _array(message: Any, part: ActionPart) -> list[float]:
     return list(message.data)
 
 
+def _gripper(message: Any, part: ActionPart) -> list[float]:
+    return [message.command.position]
+
+
+def _parallel_gripper(message: Any, part: ActionPart) -> list[float]:
+    command = message.command
+    return [command.position[list(command.name).index(name)] for name in part.names]
+
+
 DECODERS = {
     'geometry_msgs/TwistStamped': _twist, 'geometry_msgs/PoseStamped': _pose,
     'trajectory_msgs/JointTrajectory': _trajectory, 'std_msgs/Float64MultiArray': _array,
+    'control_msgs/action/GripperCommand': _gripper, 'control_msgs/action/ParallelGripperCommand': _parallel_gripper,
 }
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from flow_vla_core.contract import RobotContract
 from flow_vla_core.encoders import Fusion, ImageEncoder, LanguageEncoder, StateEncoder, Vocabulary, drop_words
 from flow_vla_core.errors import ConfigError
-from flow_vla_core.generators import FlowMatchingConfig, Generator, GeneratorConfig, Refined, Student
+from flow_vla_core.generators import FlowMatchingConfig, Generator, GeneratorConfig, Guide, Refined, Student
 from flow_vla_core.networks import NetworkConfig, ResidualMLP, Sizes
 from flow_vla_core.transforms import Normaliser, Statistics
 from flow_vla_core.types import Batch, Condition
@@ -182,7 +182,8 @@ class FlowVLA(nn.Module):
         return self.generator.loss(self.normalise_actions(actions), condition, mask, generator)
 
     def sample(self, batch: Batch, *, noise: Tensor | None = None, steps: int | None = None,
-               prefix: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+               prefix: Tensor | None = None, guide: Guide | None = None,
+               generator: torch.Generator | None = None) -> Tensor:
         """Make chunks (B, H, A) in the contract's units.
 
         Args:
@@ -190,18 +191,41 @@ class FlowVLA(nn.Module):
             noise: (B, H, A) to begin from; drawn if not given.
             steps: solver steps; None takes the configured number.
             prefix: (B, D, A) in the contract's units, actions that the chunks begin with.
+            guide: what is left of the plan in force, in the contract's units; not together with a prefix.
             generator: source of randomness.
+
+        Raises:
+            ConfigError: for a guide that the family can't follow.
+            InputError: as the generator does.
         """
-        known = None if prefix is None else self.normalise_actions(prefix)
-        made = self.generator.sample(self.encode(batch), noise=noise, steps=steps, prefix=known, generator=generator)
+        return self.decode(self.encode(batch), noise=noise, steps=steps, prefix=prefix, guide=guide,
+                           generator=generator)
+
+    def decode(self, condition: Condition, *, noise: Tensor | None = None, steps: int | None = None,
+               prefix: Tensor | None = None, guide: Guide | None = None,
+               generator: torch.Generator | None = None) -> Tensor:
+        """Do what `sample` does with what `encode` returned."""
+        prefix = None if prefix is None else self.normalise_actions(prefix)
+        guide = None if guide is None else guide.normalised(self.normalise_actions)
+        made = self.generator.sample(condition, noise=noise, steps=steps, prefix=prefix, guide=guide,
+                                     generator=generator)
         return self.normalise_actions.inverse(made)
 
     def encode(self, batch: Batch) -> Condition:
         """Encode images, words and state, once for all steps of the generator."""
-        language = self.language(batch.words)
-        parts = {f'camera/{name}': encoder(batch.images[name].flatten(1, 2), language)
+        return self.observe(batch.images, batch.state, self.language(batch.words))
+
+    def observe(self, images: Mapping[str, Tensor], state: Tensor, language: Tensor) -> Condition:
+        """Do what `encode` does with words that are encoded already.
+
+        Args:
+            images: camera name -> (B, T, C, Y, X) uint8.
+            state: (B, T, S) in the contract's units.
+            language: (B, L).
+        """
+        parts = {f'camera/{name}': encoder(images[name].flatten(1, 2), language)
                  for name, encoder in self.cameras.items()}
-        parts['state'] = self.state(self.normalise_state(batch.state))
+        parts['state'] = self.state(self.normalise_state(state))
         parts['language'] = language
         return self.fusion(parts)
 

@@ -11,7 +11,7 @@ from torchdiffeq import odeint
 
 from flow_vla_core.errors import ConfigError, SolverError, closest
 
-__all__ = ['ADAPTIVE', 'Field', 'METHODS', 'SOLVERS', 'Solution', 'solve', 'solve_adaptively']
+__all__ = ['ADAPTIVE', 'Field', 'METHODS', 'SOLVERS', 'Solution', 'solve', 'solve_adaptively', 'visited']
 
 Field = Callable[[Tensor, float], Tensor]
 Step = Callable[[Field, Tensor, float, float], Tensor]
@@ -76,6 +76,27 @@ def solve(field: Field, x: Tensor, steps: int, method: str = 'euler', *, t0: flo
     for index in range(steps):
         x = step(field, x, t0 + span * index / steps, span / steps)
     return x
+
+
+def visited(steps: int, method: str = 'euler') -> tuple[float, ...]:
+    """Return the times at which `solve` from 0 to 1 asks the field, in order; none for adaptive methods.
+
+    Raises:
+        ConfigError: for an unknown method or fewer than one step.
+
+    Example:
+        >>> visited(2, 'midpoint')
+        (0.0, 0.25, 0.5, 0.75)
+    """
+    times: dict[float, None] = {}
+
+    def remember(x: Tensor, t: float) -> Tensor:
+        times[t] = None
+        return x
+
+    if method not in ADAPTIVE:
+        solve(remember, torch.zeros(()), steps, method)
+    return tuple(times)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
-"""Captures demonstrations of the scripted experts over the nodes: simulator, expert and recorder."""
+"""Captures demonstrations of the scripted experts: over simulator, expert and recorder as nodes, or in process."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 import itertools
 import os
@@ -15,10 +15,11 @@ import typer
 
 from flow_vla_core.contract import RobotContract, find_contract
 from flow_vla_core.errors import ConfigError, DataError, FlowVLAError, closest
-from flow_vla_core.simulation.metaworld import MAX_STEPS, TASKS
+from flow_vla_core.simulation.robots import max_steps_of, tasks_of
 
 if TYPE_CHECKING:
     from flow_vla_core.data.bag_reader import Bag
+    from flow_vla_ros.direct_capture import DirectOrder
 
 __all__ = ['capture_demos', 'lost_messages']
 
@@ -28,36 +29,41 @@ EPISODE_SECONDS = 300.0
 
 @dataclass(frozen=True)
 class Demonstration:
-    """Names one episode to capture."""
+    """Names one episode to capture, and the words of its task."""
 
     task: str
     seed: int
-
-    @property
-    def instruction(self) -> str:
-        """The words of the task."""
-        return TASKS[self.task]
+    instruction: str
 
 
 def capture_demos(
     out: Annotated[Path, typer.Option(help='folder of the bags')],
-    tasks: Annotated[str, typer.Option(help='comma-separated task names')] = ','.join(TASKS),
+    tasks: Annotated[str, typer.Option(help='comma-separated task names; all of the robot if empty')] = '',
     episodes: Annotated[int, typer.Option(min=1, help='kept episodes for each task')] = 60,
     seed: Annotated[int, typer.Option(min=0, help='seed of the first scene; each episode takes the next one')] = 10000,
     noise: Annotated[float, typer.Option(min=0, max=1, help='disturbance of what is executed')] = 0.3,
     contract: Annotated[str, typer.Option(help='robot contract')] = 'metaworld',
     hold_steps: Annotated[int, typer.Option(min=1, help='states with success that end an episode')] = 8,
+    direct: Annotated[bool, typer.Option('--direct', help='in process, without nodes: the same bags, sooner')] = False,
+    workers: Annotated[int, typer.Option(min=1, help='--direct: processes')] = 1,
 ) -> None:
-    """Record expert demonstrations through sim_node, expert_node and recorder_node, one bag an episode.
+    """Record expert demonstrations, one bag an episode.
 
-    Runs in lockstep, as fast as the machine allows. An episode without success is discarded and the next seed tried.
-    Episodes that ``out`` already holds count, so an interrupted capture goes on where it was.
+    They come through sim_node, expert_node and recorder_node in lockstep, or, with --direct, from the same robot and
+    expert in this process. An episode without success is discarded and the next seed tried. Episodes that ``out``
+    already holds count, so an interrupted capture goes on where it was.
     """
-    names = tasks.split(',')
+    robot = RobotContract.load(find_contract(contract))
+    names = tasks.split(',') if tasks else list(tasks_of(robot))
     for name in names:
-        if name not in TASKS:
-            raise ConfigError(f'--tasks: no task {name!r}; {closest(name, TASKS)}')
+        if name not in tasks_of(robot):
+            raise ConfigError(f'--tasks: no task {name!r}; {closest(name, tasks_of(robot))}')
     out.mkdir(parents=True, exist_ok=True)
+    if direct:
+        from flow_vla_ros.direct_capture import DirectRecorder, record_all
+        recorder = DirectRecorder(robot, noise, hold_steps)
+        _capture_directly(names, episodes, seed, out, lambda orders: record_all(recorder, orders, workers))
+        return
     from flow_vla_ros.bringup import ManagedProcesses, node_spec
     with ManagedProcesses() as processes:
         common = {'contract': contract, 'autostart': True}
@@ -65,15 +71,16 @@ def capture_demos(
             **common, 'lockstep': True, 'execution_noise': noise, 'task': names[0], 'seed': seed}))
         processes.start(node_spec('expert', use_sim_time=True, parameters={**common, 'hold_steps': hold_steps}))
         processes.start(node_spec('recorder', use_sim_time=True, parameters={**common, 'folder': str(out)}))
-        with _Director(RobotContract.load(find_contract(contract)), hold_steps) as director:
+        with _Director(robot, hold_steps) as director:
             for name in names:
                 _capture_task(director, name, episodes, seed, out)
 
 
 def _capture_task(director: _Director, task: str, episodes: int, seed: int, out: Path) -> None:
-    kept = _recorded_seeds(out, task)
+    kept = _recorded_seeds(out, [task])[task]
     started, frames = time.monotonic(), 0
-    candidates = (Demonstration(task, unused) for unused in _unused(seed, tuple(kept)))
+    words = tasks_of(director.contract)[task]
+    candidates = (Demonstration(task, unused, words) for unused in _unused(seed, tuple(kept)))
     while len(kept) < episodes:
         demonstration = next(candidates)
         steps = director.record(demonstration)
@@ -87,11 +94,37 @@ def _capture_task(director: _Director, task: str, episodes: int, seed: int, out:
                f'({frames / max(seconds, 1e-9):.0f} frames/s)')
 
 
-def _recorded_seeds(out: Path, task: str) -> list[int]:
+def _capture_directly(names: Sequence[str], episodes: int, seed: int, out: Path,
+                      record: Callable[[list[DirectOrder]], Iterable[int | None]]) -> None:
+    """Record what is missing of every task, then again with further seeds for what was discarded."""
+    from flow_vla_ros.direct_capture import make_orders
+    kept = _recorded_seeds(out, names)
+    tried = {name: set(seeds) for name, seeds in kept.items()}
+    while missing := [(name, new) for name in names for new in itertools.islice(
+            _unused(seed, tuple(tried[name])), max(0, episodes - len(kept[name])))]:
+        orders, started, frames = make_orders(missing, out), time.monotonic(), 0
+        for order, steps in zip(orders, record(orders)):
+            tried[order.task].add(order.seed)
+            if steps is None:
+                typer.echo(f'{order.task} seed {order.seed}: no success, discarded')
+                continue
+            kept[order.task].append(order.seed)
+            frames += steps
+            if len(kept[order.task]) == episodes:
+                typer.echo(f'{order.task}: {episodes} episodes')
+        seconds = time.monotonic() - started
+        typer.echo(f'{frames} new frames in {seconds:.0f} s ({frames / max(seconds, 1e-9):.0f} frames/s)')
+
+
+def _recorded_seeds(out: Path, tasks: Sequence[str]) -> dict[str, list[int]]:
+    """List the seeds of the successful episodes of each task that a folder holds."""
     from flow_vla_core.data import find_bags, read_metadata
-    marks = [read_metadata(bag) for bag in find_bags(out)]
-    return [int(mark['task'].split('#')[1]) for mark in marks
-            if mark.get('outcome') == 'success' and mark.get('task', '').startswith(f'{task}#')]
+    seeds: dict[str, list[int]] = {task: [] for task in tasks}
+    for mark in map(read_metadata, find_bags(out)):
+        task, _, number = mark.get('task', '').partition('#')
+        if mark.get('outcome') == 'success' and task in seeds:
+            seeds[task].append(int(number))
+    return seeds
 
 
 def _unused(first: int, taken: Sequence[int]) -> Iterator[int]:
@@ -141,7 +174,7 @@ class _Director:
         self._node = rclpy.create_node('capture_director', context=self._context)
         self._spinner = rclpy.executors.SingleThreadedExecutor(context=self._context)
         self._spinner.add_node(self._node)
-        self._contract, self._hold_steps = contract, hold_steps
+        self.contract, self._hold_steps = contract, hold_steps
         self._state: SimulationState | None = None
         self._held = 0
         self._node.create_subscription(SimulationState, 'sim/state', self._on_state, qos.STATE)
@@ -168,11 +201,11 @@ class _Director:
         self._wait(lambda: self._state is not None and self._state.steps == 0, SERVICE_SECONDS, 'the reset state')
         self._held = 0
         self._call('expert/enable', data=True)
-        self._wait(lambda: self._held >= self._hold_steps or self._state.steps >= MAX_STEPS, EPISODE_SECONDS,
-                   f'the end of {demonstration.task}')
+        self._wait(lambda: self._held >= self._hold_steps or self._state.steps >= max_steps_of(self.contract),
+                   EPISODE_SECONDS, f'the end of {demonstration.task}')
         success = self._held >= self._hold_steps
         answer = self._call('recorder/stop', keep=success, outcome=Episode.SUCCESS if success else Episode.FAILURE)
-        if success and (lost := lost_messages(Path(answer.path), self._contract)):
+        if success and (lost := lost_messages(Path(answer.path), self.contract)):
             shutil.rmtree(answer.path)
             typer.echo(f'{demonstration.task} seed {demonstration.seed}: {lost} messages lost on a busy machine, '
                        'recorded again')

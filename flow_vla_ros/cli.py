@@ -41,9 +41,11 @@ COMMANDS = {
     'evaluate': Command('flow_vla_ros.evaluate:evaluate', 'Measure success and latency over many episodes.', True),
     'train': Command('flow_vla_core.cli.train:train', 'Train a policy from recorded bags.'),
     'compare': Command('flow_vla_core.cli.compare:compare', 'Compare families of generators on equal terms.'),
+    'study': Command('flow_vla_core.cli.study:study', 'Measure success and jerk against the delay of plans.'),
     'plot': Command('flow_vla_core.cli.plot:app', 'Draw flows, actions, trainings and toys.'),
     'capture-demos': Command('flow_vla_ros.capture:capture_demos', 'Record demonstrations of the experts.', True),
     'up': Command('flow_vla_ros.bringup:up', 'Run a graph of nodes: sim, capture, policy or bringup.'),
+    'do': Command('flow_vla_ros.do:do', 'Give a running robot an instruction and wait for the end.'),
     'doctor': Command('flow_vla_ros.doctor:doctor', 'Check this machine, and say what to do about each failure.'),
 }
 

@@ -14,12 +14,14 @@ from std_msgs.msg import Float64MultiArray
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from flow_vla.msg import ActionChunk as ChunkMessage
-from flow_vla_core.contract import ActionPart, Camera, RobotContract, StateStream
+from flow_vla_core.contract import ActionPart, Camera, Goals, RobotContract, StateStream, Trajectory
 from flow_vla_core.errors import ChunkContractMismatch, ChunkShape, ConfigError
 from flow_vla_core.types import ActionChunk
+from flow_vla_ros.trajectories import points_with_stop
 
-__all__ = ['chunk_to_message', 'encode_action', 'encode_camera_info', 'encode_image', 'encode_joint_state',
-           'encode_pose', 'encode_state', 'from_time', 'message_to_chunk', 'message_type', 'to_duration', 'to_time']
+__all__ = ['action_type', 'chunk_to_message', 'encode_action', 'encode_camera_info', 'encode_image',
+           'encode_joint_state', 'encode_pose', 'encode_state', 'from_time', 'message_to_chunk', 'message_type',
+           'to_duration', 'to_time']
 
 NANOSECONDS = 10 ** 9
 LINEAR, ANGULAR = ('x', 'y', 'z'), ('rx', 'ry', 'rz')
@@ -44,10 +46,22 @@ def from_time(message: Time | Duration) -> int:
 def message_type(name: str) -> type:
     """Return the class of a message, given its name such as ``sensor_msgs/Image`` or ``sensor_msgs/msg/Image``."""
     package, _, kind = name.partition('/')
+    if kind.startswith('action/'):
+        raise ConfigError(f'{name} is an action, and what is sent to it can be neither heard nor recorded')
     try:
         return getattr(importlib.import_module(f'{package}.msg'), kind.rpartition('/')[2])
     except (ImportError, AttributeError) as error:
         raise ConfigError(f'message type {name!r} is not installed: {error}') from error
+
+
+def action_type(name: str) -> type:
+    """Return the class of an action, given its name such as ``control_msgs/action/GripperCommand``."""
+    package, _, kind = name.partition('/action/')
+    try:
+        return getattr(importlib.import_module(f'{package}.action'), kind)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f'action type {name!r} is not installed: {error}; on a robot: '
+                          f'sudo apt install ros-$ROS_DISTRO-{package.replace("_", "-")}') from error
 
 
 def chunk_to_message(chunk: ActionChunk, contract: RobotContract) -> ChunkMessage:
@@ -55,6 +69,7 @@ def chunk_to_message(chunk: ActionChunk, contract: RobotContract) -> ChunkMessag
     horizon, dim = chunk.actions.shape
     message = ChunkMessage(id=chunk.id, contract=contract.label, instruction=chunk.instruction, horizon=horizon,
                            action_dim=dim, dt=to_duration(chunk.dt), generation_time=to_duration(chunk.generation_time),
+                           delay=chunk.delay, confidence=chunk.confidence,
                            data=array.array('f', np.ascontiguousarray(chunk.actions, np.float32).tobytes()))
     message.header.stamp = to_time(chunk.stamp)
     return message
@@ -71,7 +86,7 @@ def message_to_chunk(message: ChunkMessage, contract: RobotContract) -> ActionCh
                          f'{horizon} x {dim} = {horizon * dim}')
     actions = np.array(message.data, np.float32).reshape(horizon, dim)
     return ActionChunk(from_time(message.header.stamp), from_time(message.dt), actions, message.id,
-                       message.instruction, from_time(message.generation_time))
+                       message.instruction, from_time(message.generation_time), message.delay, message.confidence)
 
 
 def encode_image(image: np.ndarray, camera: Camera, stamp: int) -> Image:
@@ -131,19 +146,24 @@ def encode_state(stream: StateStream, values: np.ndarray, stamp: int) -> object:
     return message
 
 
-def encode_action(part: ActionPart, values: np.ndarray, stamp: int, *, reach_in: int = 0) -> object:
-    """Encode the values (dim,) of one action part as the command that the contract names.
+def encode_action(part: ActionPart, values: np.ndarray, stamp: int, *, reach_in: int = 0,
+                  velocities: np.ndarray | None = None) -> object:
+    """Encode the values (dim,) of one action part as the command, or the goal, that the contract names.
 
     Args:
         part: says the kind and the message.
         values: (dim,) in the part's unit.
         stamp: of the command, ns.
-        reach_in: time in which a trajectory controller is to get there, ns.
+        reach_in: time in which a trajectory controller is to get there, ns, unless the part says another.
+        velocities: (dim,) rate of change of joint positions, for a trajectory controller.
+
+    Raises:
+        ConfigError: if the package of an action is not installed.
     """
-    return ENCODERS[part.message](part, values, stamp, reach_in)
+    return ENCODERS[part.message](part, values, stamp, reach_in, velocities)
 
 
-def _encode_twist(part: ActionPart, values: np.ndarray, stamp: int, reach_in: int) -> TwistStamped:
+def _encode_twist(part: ActionPart, values: np.ndarray, stamp: int, *_: object) -> TwistStamped:
     message = TwistStamped()
     message.header.stamp, message.header.frame_id = to_time(stamp), part.frame
     for name, value in zip(part.names, values):
@@ -151,24 +171,42 @@ def _encode_twist(part: ActionPart, values: np.ndarray, stamp: int, reach_in: in
     return message
 
 
-def _encode_pose_action(part: ActionPart, values: np.ndarray, stamp: int, reach_in: int) -> PoseStamped:
+def _encode_pose_action(part: ActionPart, values: np.ndarray, stamp: int, *_: object) -> PoseStamped:
     given = dict(zip(part.names, values))
     position = [given.get(name, 0.0) for name in LINEAR]
     rotation = [given.get(name, 0.0) for name in ANGULAR]
     return encode_pose(np.array(position), stamp, rotation=np.array(rotation), frame=part.frame)
 
 
-def _encode_trajectory(part: ActionPart, values: np.ndarray, stamp: int, reach_in: int) -> JointTrajectory:
-    numbers = [float(value) for value in values]
-    field = 'velocities' if part.kind == 'joint_velocity' else 'positions'
-    point = JointTrajectoryPoint(**{field: numbers}, time_from_start=to_duration(reach_in))
-    message = JointTrajectory(joint_names=list(part.names), points=[point])
-    message.header.stamp, message.header.frame_id = to_time(stamp), part.frame
+def _encode_trajectory(part: ActionPart, values: np.ndarray, stamp: int, reach_in: int,
+                       velocities: np.ndarray | None) -> JointTrajectory:
+    details = part.trajectory or Trajectory()
+    reach_in = reach_in if details.lead is None else round(details.lead * NANOSECONDS)
+    message = JointTrajectory(joint_names=list(part.names))
+    if part.kind == 'joint_velocity':
+        message.points = [JointTrajectoryPoint(velocities=_floats(values), time_from_start=to_duration(reach_in))]
+    else:
+        velocities = velocities if part.kind == 'joint_position' else None
+        message.points = points_with_stop(part.limits, values, velocities, reach_in)
+    message.header.stamp, message.header.frame_id = to_time(stamp if details.start == 'stamp' else 0), part.frame
     return message
 
 
-def _encode_numbers(part: ActionPart, values: np.ndarray, stamp: int, reach_in: int) -> Float64MultiArray:
-    return Float64MultiArray(data=[float(value) for value in values])
+def _encode_numbers(part: ActionPart, values: np.ndarray, *_: object) -> Float64MultiArray:
+    return Float64MultiArray(data=_floats(values))
+
+
+def _encode_gripper(part: ActionPart, values: np.ndarray, *_: object) -> object:
+    goal = action_type(part.message).Goal()
+    goal.command.position, goal.command.max_effort = float(values[0]), (part.goals or Goals()).effort
+    return goal
+
+
+def _encode_parallel_gripper(part: ActionPart, values: np.ndarray, stamp: int, *_: object) -> object:
+    goal, effort = action_type(part.message).Goal(), (part.goals or Goals()).effort
+    goal.command = JointState(name=list(part.names), position=_floats(values), effort=[effort] if effort else [])
+    goal.command.header.stamp = to_time(stamp)
+    return goal
 
 
 ENCODERS = {
@@ -176,7 +214,13 @@ ENCODERS = {
     'geometry_msgs/PoseStamped': _encode_pose_action,
     'trajectory_msgs/JointTrajectory': _encode_trajectory,
     'std_msgs/Float64MultiArray': _encode_numbers,
+    'control_msgs/action/GripperCommand': _encode_gripper,
+    'control_msgs/action/ParallelGripperCommand': _encode_parallel_gripper,
 }
+
+
+def _floats(values: np.ndarray) -> array.array:
+    return array.array('d', np.asarray(values, np.float64).tobytes())
 
 
 def _assign(target: object, names: tuple[str, ...], values: np.ndarray) -> None:

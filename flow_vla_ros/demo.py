@@ -11,17 +11,17 @@ import typer
 
 from flow_vla_core.contract import RobotContract, find_contract
 from flow_vla_core.evaluation.console import Progress
+from flow_vla_core.evaluation.direct import DirectSettings
 from flow_vla_core.evaluation.plots import plot_latency, plot_motion
 from flow_vla_core.evaluation.sweep import UNSEEN_SEED, Plan, make_episodes
-from flow_vla_core.simulation.metaworld import MAX_STEPS
+from flow_vla_core.simulation.robots import kind_of, max_steps_of
 from flow_vla_ros.evaluate import Graph, checkpoint_folder, make_report, running_graph
 
 if TYPE_CHECKING:
     from flow_vla_ros.film import Film, MotionTrace
 
-__all__ = ['DEMO_TASKS', 'demo', 'step_limit']
+__all__ = ['demo', 'step_limit']
 
-DEMO_TASKS = ('faucet-open', 'faucet-close', 'window-open', 'button-press-topdown', 'drawer-open', 'drawer-close')
 EPISODES = 3
 SECONDS = 255.0        # from the start of the command until the last episode ends; encoding comes on top
 RESERVE_SECONDS = 11.0  # kept for each episode that is still to come
@@ -32,7 +32,7 @@ def demo(
     out: Annotated[Path, typer.Option(help='folder of the report, the video and the plots')] = Path('out/demo'),
     checkpoint: Annotated[Path | None, typer.Option(help='folder of the policy; default: the shipped one')] = None,
     contract: Annotated[str, typer.Option(help='robot contract: a file, or a name in config/robots')] = 'metaworld',
-    tasks: Annotated[str, typer.Option(help='comma-separated')] = ','.join(DEMO_TASKS),
+    tasks: Annotated[str, typer.Option(help='comma-separated; six of the robot if empty')] = '',
     episodes: Annotated[int, typer.Option(min=1, help='for each task')] = EPISODES,
     seed: Annotated[int, typer.Option(min=0, help='of the first scene of each task')] = UNSEEN_SEED,
     seconds: Annotated[float, typer.Option(min=1, help='for starting and for all episodes together')] = SECONDS,
@@ -43,23 +43,26 @@ def demo(
     short so that all of them fit into the given time.
     """
     start, console = time.monotonic(), Console()
-    plan = Plan(str(checkpoint_folder(checkpoint)), RobotContract.load(find_contract(contract)),
-                tuple(tasks.split(',')), episodes, seed)
+    robot = RobotContract.load(find_contract(contract))
+    names = tuple(tasks.split(',')) if tasks else kind_of(robot).demo_tasks
+    settings = DirectSettings(max_steps=max_steps_of(robot))
+    plan = Plan(str(checkpoint_folder(checkpoint, robot.name)), robot, names, episodes, seed, settings=settings)
     out.mkdir(parents=True, exist_ok=True)
     for path in _run(Graph(plan, out), start, seconds, console):
         console.print(f'written: {path}')
 
 
-def step_limit(left_seconds: float, episodes: int, dt: float) -> int:
+def step_limit(left_seconds: float, episodes: int, dt: float, most: int) -> int:
     """Return after how many steps the next episode is given up, so that the others have their time as well.
 
     Args:
         left_seconds: for all episodes that are still to come.
         episodes: how many these are, the next one included.
         dt: time of one step, s.
+        most: steps, however much time there is.
     """
     free = left_seconds - RESERVE_SECONDS * episodes + LEAST_STEPS * dt
-    return max(LEAST_STEPS, min(MAX_STEPS, int(free / dt)))
+    return max(LEAST_STEPS, min(most, int(free / dt)))
 
 
 def _run(graph: Graph, start: float, seconds: float, console: Console) -> list[Path]:
@@ -71,7 +74,8 @@ def _run(graph: Graph, start: float, seconds: float, console: Console) -> list[P
         with running_graph(graph, film.attach, trace.attach) as conductor, Progress(len(orders), console) as progress:
             for index, order in enumerate(orders):
                 left = start + seconds - time.monotonic()
-                result = conductor.run(order, step_limit(left, len(orders) - index, dt))
+                limit = step_limit(left, len(orders) - index, dt, plan.settings.max_steps)
+                result = conductor.run(order, limit)
                 film.cut(result, conductor.span)
                 progress.add(result)
         report = make_report(graph, progress.results, time.monotonic() - start)

@@ -21,7 +21,7 @@ from flow_vla_core.evaluation.direct import DirectSettings
 from flow_vla_core.evaluation.report import EpisodeResult, Report, summarise
 from flow_vla_core.evaluation.sweep import UNSEEN_SEED, Plan, evaluate_direct, evaluate_pair, make_episodes
 from flow_vla_core.evaluation.traces import Times, read_times
-from flow_vla_core.simulation.metaworld import MAX_STEPS, TASKS
+from flow_vla_core.simulation.robots import max_steps_of, tasks_of
 from flow_vla_ros.bringup import INTERRUPTIONS, ManagedProcesses, NodeSpec, default_checkpoint, node_spec
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class Graph:
 def evaluate(
     checkpoint: Annotated[Path | None, typer.Option(help='folder of the policy; default: the shipped one')] = None,
     contract: Annotated[str, typer.Option(help='robot contract: a file, or a name in config/robots')] = 'metaworld',
-    tasks: Annotated[str, typer.Option(help='comma-separated; of Meta-World')] = ','.join(TASKS),
+    tasks: Annotated[str, typer.Option(help='comma-separated; all of the robot if empty')] = '',
     episodes: Annotated[int, typer.Option(min=1, help='for each task')] = 20,
     seed: Annotated[int, typer.Option(min=0, help='of the first scene of each task')] = UNSEEN_SEED,
     instruction: Annotated[str | None, typer.Option(help="replaces every task's words; '' blanks them")] = None,
@@ -91,9 +91,10 @@ def evaluate(
     pair: Annotated[bool, typer.Option('--pair', help="own, other's and empty words in a scene that two tasks share; "
                                        'without ROS')] = False,
     steps: Annotated[int | None, typer.Option(min=1, help="solver steps; by default the policy's own")] = None,
-    replan_steps: Annotated[int, typer.Option(min=1, help='control steps between two inferences')] = 5,
+    replan_steps: Annotated[int, typer.Option(min=1, help='policy steps between two inferences')] = 5,
     latency_steps: Annotated[int, typer.Option(min=0, help='--direct: steps after which a plan arrives')] = 1,
-    max_steps: Annotated[int, typer.Option(min=1, help='after which an episode is given up')] = MAX_STEPS,
+    max_steps: Annotated[int | None, typer.Option(min=1, help="after which an episode is given up; by default the "
+                                                  "robot's")] = None,
     workers: Annotated[int, typer.Option(min=1, help='--direct: processes')] = 1,
     device: Annotated[str, typer.Option(help='where the policy runs: auto, cpu, cuda')] = 'auto',
 ) -> None:
@@ -102,10 +103,11 @@ def evaluate(
     Runs simulation, policy and executor as processes that talk over ROS in real time, or, with --direct, the same
     policy and executor code in one process.
     """
-    settings = DirectSettings(replan_steps, latency_steps, max_steps, blank_images)
-    names = tuple(name for name in tasks.split(',') if name)
-    plan = Plan(str(checkpoint_folder(checkpoint)), RobotContract.load(find_contract(contract)), names, episodes, seed,
-                instruction, steps, settings)
+    robot = RobotContract.load(find_contract(contract))
+    settings = DirectSettings(replan_steps, latency_steps, max_steps or max_steps_of(robot), blank_images)
+    names = tuple(name for name in tasks.split(',') if name) or tuple(tasks_of(robot))
+    plan = Plan(str(checkpoint_folder(checkpoint, robot.name)), robot, names, episodes, seed, instruction, steps,
+                settings)
     console = Console()
     if pair:
         found = evaluate_pair(plan, workers=workers, device=device, console=console)
@@ -182,9 +184,9 @@ def make_report(graph: Graph, results: list[EpisodeResult], seconds: float) -> R
                   settings={'steps': plan.steps, 'device': graph.device, 'replan_steps': plan.settings.replan_steps})
 
 
-def checkpoint_folder(given: Path | None) -> Path:
-    """Return the folder of a policy, by default the shipped one. Raise `CheckpointError` if it isn't there."""
-    folder = default_checkpoint() if given is None else given
+def checkpoint_folder(given: Path | None, robot: str = 'metaworld') -> Path:
+    """Return the folder of a policy, by default a robot's shipped one. Raise `CheckpointError` if it isn't there."""
+    folder = default_checkpoint(robot) if given is None else given
     if not folder.is_dir():
         raise CheckpointError(f'no checkpoint at {folder}')
     here = Path.cwd()

@@ -2,47 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 import gc
 import time
 
 import numpy as np
+from rclpy.parameter import Parameter as Setting
+from std_msgs.msg import Bool, Float64
 from std_srvs.srv import Trigger
 
 from flow_vla.msg import ActionChunk as ChunkMessage
 from flow_vla.msg import ExecutionStatus
 from flow_vla_core.contract import RobotContract, find_contract
-from flow_vla_core.errors import ActionNotFinite, ChunkError, Code, ConfigError
-from flow_vla_core.execution import ChunkFollower, Command, ExecutionState
+from flow_vla_core.errors import ActionNotFinite, ChunkError, ChunkTooOld, Code, ConfigError
+from flow_vla_core.execution import ChunkFollower, Command
+from flow_vla_core.types import ActionChunk
 from flow_vla_ros import codecs, qos
 from flow_vla_ros.command_bridge import CommandBridge
 from flow_vla_ros.diagnostics import DiagnosticsOutbox, wall_clock
+from flow_vla_ros.execution_report import ExecutionReport
 from flow_vla_ros.lifecycle import FlowLifecycleNode, Parameter, Parameters, run
+from flow_vla_ros.realtime import lock_memory, set_priority, unlock_memory
 from flow_vla_ros.state_inbox import StateInbox
 from flow_vla_ros.trace import Trace
+from flow_vla_ros.watchdogs import EchoWatch, StateWatch
 
 __all__ = ['ExecutorNode', 'main']
 
 LATE = 1.5           # periods
 LONGEST_STOP = 2.0   # s, of slowing down when the node is deactivated
-GRAVE = (Code.EMERGENCY_STOP, Code.CLOCK_JUMP, Code.STATE_STALE, Code.COMMAND_NOT_FINITE)
 
 
 class ExecutorNode(FlowLifecycleNode):
-    """Follows chunks with its own timer; owns limits, watchdog and emergency stop.
+    """Follows chunks with its own timer; owns limits, watchdogs and emergency stop.
 
     Every control period it publishes a command, at rest too, and while it is active only. When chunks stop coming it
-    finishes the plan, slows down and holds. On deactivation it slows the robot down first, so that the last command
-    on the wire is a safe one. ``~/estop`` latches, also over deactivation, until ``~/reset_estop``.
+    finishes the plan, slows down and holds. When the state that commands depend on or the echo of commands stops
+    coming it drops the plan at once, and waits for a new chunk. On deactivation it slows the robot down first, so that
+    the last command on the wire is a safe one.
+
+    ``~/estop``, or True on the topic ``estop``, latches, also over deactivation, until ``~/reset_estop``. ``~/hold``
+    slows down and waits for a chunk that was made from what the robot sees after the call. ``~/speed``, or the
+    parameter of that name, scales all motion.
     """
 
     PARAMETERS = (
         Parameter('contract', 'metaworld', 'robot contract: a file, or a name in config/robots'),
         Parameter('control_hz', 0.0, "control rate, 20 to 200 Hz; 0: the contract's", minimum=0.0, maximum=200.0),
-        Parameter('interpolation', 'linear', 'of velocities between the steps of a chunk', choices=('linear', 'hold')),
+        Parameter('schedule', 'asynchronous', 'which actions of which chunks are due',
+                  choices=('asynchronous', 'synchronous', 'ensembling')),
+        Parameter('execute', 0, 'actions of a chunk that the synchronous schedule executes; 0: all', minimum=0,
+                  maximum=1000),
+        Parameter('interpolation', 'linear', 'between the steps of a chunk', choices=('linear', 'cubic', 'hold')),
         Parameter('future_tolerance', -1.0, 'a chunk may be stamped so far ahead of the clock, s; -1: one policy step',
                   minimum=-1.0, maximum=10.0),
         Parameter('trust', 0.0, 'a chunk is followed up to this age, s; 0: to its end', minimum=0.0, maximum=60.0),
+        Parameter('least_confidence', 0.0, 'a chunk that is less sure is refused', minimum=0.0, maximum=1.0),
+        Parameter('careful_below', 0.0, 'a chunk that is less sure is followed at half speed', minimum=0.0,
+                  maximum=1.0),
+        Parameter('speed', 1.0, 'scale of all motion, may be set at any time; 0 holds', minimum=0.0, maximum=1.0),
+        Parameter('echo_topic', '', 'must keep coming, such as the state of a controller; none if empty'),
+        Parameter('echo_type', 'sensor_msgs/JointState', 'type of the messages on echo_topic'),
+        Parameter('echo_timeout', 0.5, 'longest silence on echo_topic, s', minimum=0.01, maximum=60.0),
+        Parameter('priority', 0, 'of the control loop: SCHED_FIFO, 1 to 99; 0: as an ordinary process', minimum=0,
+                  maximum=99),
+        Parameter('lock_memory', False, 'keep the whole process in memory'),
         Parameter('status_hz', 10.0, 'rate of ~/status, Hz', minimum=0.1, maximum=100.0),
         Parameter('real_time_factor', 1.0, 'simulated seconds per second, for counting late ticks', minimum=0.01,
                   maximum=100.0),
@@ -55,40 +79,55 @@ class ExecutorNode(FlowLifecycleNode):
 
     def on_setup(self, parameters: Parameters) -> None:
         """Load the contract and open the topics."""
+        self._settings = parameters
         self._contract = RobotContract.load(find_contract(parameters.contract))
         hertz = parameters.control_hz or self._contract.rates.control_hz
         if not 20 <= hertz <= 200:
             raise ConfigError(f'control_hz: {hertz:g} is not allowed; allowed: 20 to 200')
         self._period = 1 / hertz
-        self._late_after = LATE * self._period / parameters.real_time_factor
-        self._follower = ChunkFollower(
-            self._contract, control_hz=hertz, interpolation=parameters.interpolation,
-            future_tolerance=_nanoseconds(parameters.future_tolerance) if parameters.future_tolerance >= 0 else None,
-            trust=_nanoseconds(parameters.trust) or None)
+        self._report = ExecutionReport(LATE * self._period / parameters.real_time_factor)
+        self._follower = _follower(self._contract, hertz, parameters)
         if self._estopped:
             self._follower.estop()
-        self._commands = CommandBridge(self, self._contract, hertz)
-        names = [stream.name for stream in self._contract.state] if parameters.trace_file else self._follower.needs
+        needs = self._follower.needs
+        names = [stream.name for stream in self._contract.state] if parameters.trace_file else needs
         self._state = StateInbox(self, self._contract, names)
+        self._state_watch = StateWatch(needs)
+        self._echo_watch = EchoWatch(self, parameters.echo_topic, parameters.echo_type, parameters.echo_timeout)
         self._trace = Trace(parameters.trace_file, _columns(self._contract))
         self._diagnostics = DiagnosticsOutbox(self, self._contract.label)
         self._status = self.create_publisher(ExecutionStatus, '~/status', qos.STATUS)
+        self._listen()
+        self._commands = CommandBridge(self, self._contract, hertz)
+        self._prepare_process()
+
+    def _listen(self) -> None:
         self.create_subscription(ChunkMessage, 'action_chunk', self._on_chunk, qos.CHUNK)
+        self.create_subscription(Bool, 'estop', self._on_estop_topic, qos.STATUS)
+        self.create_subscription(Float64, '~/speed', self._on_speed, qos.STATUS)
         self.create_service(Trigger, '~/estop', self._on_estop)
         self.create_service(Trigger, '~/reset_estop', self._on_reset_estop)
-        self._status_period = 1 / parameters.status_hz
-        self._forget()
-        # What exists by now stays: the collector never walks it during a tick.
+        self.create_service(Trigger, '~/hold', self._on_hold)
+
+    def _prepare_process(self) -> None:
+        if self._settings.priority and (reason := set_priority(self._settings.priority)):
+            self.get_logger().warning(f'priority: {reason}')
+        if self._settings.lock_memory and (reason := lock_memory()):
+            self.get_logger().warning(f'lock_memory: {reason}')
+        # What exists by now stays: the collector never walks it again.
         gc.collect()
         gc.freeze()
 
     def on_start(self) -> None:
         """Begin to publish commands."""
-        self._forget()
+        self._follower.clear()
+        self._report.clear()
+        self._not_before = 0
+        gc.disable()
         self._timers_of_activity = [
             self.create_timer(self._period, self._tick),
-            self.create_timer(self._status_period, self._publish_status, clock=wall_clock()),
-            self.create_timer(1.0, self._publish_diagnostics, clock=wall_clock())]
+            self.create_timer(1 / self._settings.status_hz, self._publish_status, clock=wall_clock()),
+            self.create_timer(1.0, self._look_after, clock=wall_clock())]
 
     def on_stop(self) -> None:
         """Slow the robot down and hold."""
@@ -102,42 +141,62 @@ class ExecutorNode(FlowLifecycleNode):
             if not self._follower.moving:
                 break
             time.sleep(self._period)
-        self._command = None
+        gc.enable()
+        self._report.rest()
         self._publish_status()
         self._trace.flush()
 
     def on_teardown(self) -> None:
-        """Close the trace."""
+        """Close the trace, and be an ordinary process again."""
         self._trace.close()
-
-    def _forget(self) -> None:
-        self._follower.clear()
-        self._command: Command | None = None
-        self._refusal: tuple[Code, str] | None = None
-        self._reported: tuple | None = None
-        self._last_tick: float | None = None
-        self._ticks = self._late = self._limited = self._accepted = self._refused = 0
+        self._commands.destroy()
+        gc.unfreeze()
+        if self._settings.priority:
+            set_priority(0)
+        if self._settings.lock_memory:
+            unlock_memory()
 
     def _on_chunk(self, message: ChunkMessage) -> None:
         if not self.active:
             return
+        now = self.get_clock().now().nanoseconds
+        code, complaint = self._complaint(now, self._state.fresh(now))
+        if code != Code.OK:
+            self._refuse(code, complaint)
+            return
         try:
-            self._follower.accept(codecs.message_to_chunk(message, self._contract), self.get_clock().now().nanoseconds)
+            chunk = codecs.message_to_chunk(message, self._contract)
+            self._check_hold(chunk, now)
+            self._follower.accept(chunk, now)
         except ChunkError as error:
-            self._refused += 1
-            self._refusal = (error.code, str(error))
-            self.get_logger().warning(f'refused: {error}', throttle_duration_sec=1.0)
-            self._publish_status()
+            self._refuse(error.code, str(error))
         else:
-            self._accepted += 1
-            self._refusal = None
+            self._report.accept()
+
+    def _check_hold(self, chunk: ActionChunk, now: int) -> None:
+        self._not_before = self._not_before if self._not_before <= now else 0  # time went backwards
+        if chunk.stamp < self._not_before:
+            raise ChunkTooOld(f'chunk {chunk.id} was made from what the robot saw before it was told to hold')
+
+    def _refuse(self, code: Code, message: str) -> None:
+        self._report.refuse(code, message)
+        self.get_logger().warning(f'refused: {message}', throttle_duration_sec=1.0)
+        self._publish_status()
 
     def _on_estop(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        self._estopped = True
-        self._follower.estop()
-        self.get_logger().warning('emergency stop')
+        self._estop()
         response.success, response.message = True, 'stopped until reset_estop is called'
         return response
+
+    def _on_estop_topic(self, message: Bool) -> None:
+        if message.data:
+            self._estop()
+
+    def _estop(self) -> None:
+        if not self._estopped:
+            self.get_logger().warning('emergency stop')
+        self._estopped = True
+        self._follower.estop()
 
     def _on_reset_estop(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         self._estopped = False
@@ -146,64 +205,59 @@ class ExecutorNode(FlowLifecycleNode):
         response.success, response.message = True, 'waiting for a new chunk'
         return response
 
+    def _on_hold(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        self._follower.drop_plan()
+        self._not_before = self.get_clock().now().nanoseconds
+        response.success, response.message = True, 'waiting for a chunk of a newer observation'
+        return response
+
+    def _on_speed(self, message: Float64) -> None:
+        (result,) = self.set_parameters([Setting('speed', value=message.data)])
+        if not result.successful:
+            self.get_logger().warning(f'refused the speed {message.data:g}: {result.reason}')
+
     def _tick(self) -> None:
         now = self.get_clock().now().nanoseconds
         if now == 0:  # simulated time has not begun
             return
-        late = self._count_tick()
+        late = self._report.begin_tick()
         measured = self._state.fresh(now)
+        complaint = self._complaint(now, measured)
+        if complaint[0] != Code.OK:
+            self._follower.drop_plan()
+        self._follower.speed = self.get_parameter('speed').value
         command = self._follower.command(now, measured)
-        self._limited += command.limited
-        self._command = command
-        if self._send(command, now) and self._trace.enabled:
+        sent = self._send(command, now)
+        self._report.end_tick(command, complaint)
+        if sent and self._trace.enabled:
             self._trace.write(self._row(now, command, late))
-        if self._summary()[:2] != self._reported:
+        if self._report.changed:
             self._publish_status()
 
-    def _count_tick(self) -> bool:
-        before, self._last_tick = self._last_tick, time.monotonic()
-        late = before is not None and self._last_tick - before > self._late_after
-        self._ticks += 1
-        self._late += late
-        return late
+    def _complaint(self, now: int, measured: Mapping[str, np.ndarray]) -> tuple[Code, str]:
+        code, message = self._state_watch.complaint(measured)
+        return (code, message) if code != Code.OK else self._echo_watch.complaint(now)
 
     def _send(self, command: Command, now: int) -> bool:
         try:
-            self._commands.publish(command.values, now, command.parts)
+            self._commands.publish(command.values, now, command.parts, command.velocities)
         except ActionNotFinite as error:
-            self._refusal = (Code.COMMAND_NOT_FINITE, str(error))
+            self._report.drop(str(error))
             self.get_logger().error(str(error), throttle_duration_sec=1.0)
             return False
         return True
 
-    def _summary(self) -> tuple[ExecutionState, Code, str]:
-        command = self._command
-        state, code = (ExecutionState.IDLE, Code.NO_CHUNK) if command is None else (command.state, command.code)
-        if code not in GRAVE and self._refusal is not None:
-            return state, *self._refusal
-        return state, code, EXPLANATIONS.get(code, '')
-
     def _publish_status(self) -> None:
-        state, code, message = self._summary()
-        now = self.get_clock().now().nanoseconds
-        status = ExecutionStatus(state=state, code=code, message=message, ticks=self._ticks, late_ticks=self._late,
-                                 limited_ticks=self._limited, accepted_chunks=self._accepted,
-                                 refused_chunks=self._refused)
-        status.header.stamp = codecs.to_time(now)
-        if self._command is not None and self._command.state == ExecutionState.FOLLOWING:
-            status.chunk_id, status.chunk_step = self._command.chunk_id, self._command.chunk_step
-            status.chunk_age = codecs.to_duration(max(now - self._command.chunk_stamp, 0))
-        self._status.publish(status)
-        self._reported = (state, code)
+        self._status.publish(self._report.status(self.get_clock().now().nanoseconds))
 
-    def _publish_diagnostics(self) -> None:
+    def _look_after(self) -> None:
+        """Once a second, between ticks: trace, diagnostics, and the young garbage, which is little."""
         self._trace.flush()
-        state, code, message = self._summary()
-        ages = {f'{name}: age': f'{age:.3f} s' for name, age in
-                self._state.ages(self.get_clock().now().nanoseconds).items()}
-        self._diagnostics.publish(code in (Code.OK, Code.NO_CHUNK), code, message, {
-            'state': state.name, 'ticks': self._ticks, 'late ticks': self._late, 'limited ticks': self._limited,
-            'accepted chunks': self._accepted, 'refused chunks': self._refused, **ages})
+        now = self.get_clock().now().nanoseconds
+        healthy, code, message, values = self._report.diagnostics(now)
+        ages = {f'{name}: age': f'{age:.3f} s' for name, age in self._state.ages(now).items()}
+        self._diagnostics.publish(healthy, code, message, {**values, **ages})
+        gc.collect(1)
 
     def _row(self, now: int, command: Command, late: bool) -> Iterable[object]:
         newest = self._state.newest()
@@ -213,12 +267,13 @@ class ExecutorNode(FlowLifecycleNode):
                 *(f'{value:.6g}' for values in measured for value in values))
 
 
-EXPLANATIONS = {
-    Code.NO_CHUNK: 'no chunk to follow',
-    Code.STATE_STALE: 'the measured position that the workspace limit needs is missing or too old',
-    Code.EMERGENCY_STOP: 'emergency stop, until reset_estop is called',
-    Code.CLOCK_JUMP: 'ROS time went backwards, waiting for a new chunk',
-}
+def _follower(contract: RobotContract, hertz: float, parameters: Parameters) -> ChunkFollower:
+    tolerance = parameters.future_tolerance
+    return ChunkFollower(
+        contract, control_hz=hertz, schedule=parameters.schedule, interpolation=parameters.interpolation,
+        future_tolerance=_nanoseconds(tolerance) if tolerance >= 0 else None,
+        trust=_nanoseconds(parameters.trust) or None, execute=parameters.execute or None,
+        least_confidence=parameters.least_confidence, careful_below=parameters.careful_below)
 
 
 def _columns(contract: RobotContract) -> list[str]:

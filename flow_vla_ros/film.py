@@ -16,7 +16,8 @@ from rclpy.node import Node
 from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import Image
 
-from flow_vla_core.contract import RobotContract
+from flow_vla_core.contract import ActionPart, RobotContract, StateStream
+from flow_vla_core.errors import ConfigError
 from flow_vla_core.evaluation.plots import Motion
 from flow_vla_core.evaluation.report import EpisodeResult
 from flow_vla_core.evaluation.video import VideoWriter, compose, write_gif
@@ -26,6 +27,7 @@ from flow_vla_ros import codecs, qos
 __all__ = ['Film', 'MotionTrace', 'Scene']
 
 STAMP = struct.Struct('<iI')  # of a header, behind the 4 bytes that begin a serialized message
+VELOCITIES = ('ee_twist', 'joint_velocity')
 STILL_FRAMES = 12  # that the outcome stays on the screen
 GIF_BYTES = 3_000_000
 GIF_STRIDE = 3
@@ -129,15 +131,17 @@ class Film:
 
 
 class MotionTrace:
-    """Keeps the commands of the end effector's part and the position that they act on.
+    """Keeps the commands of the first action part and the measurements of what they move.
 
     Args:
-        contract: the first of its action parts that has ``position_from`` is taken.
+        contract: says where both are; a part without ``position_from`` is measured by the stream with its names.
     """
 
     def __init__(self, contract: RobotContract) -> None:
-        self.part = next(part for part in contract.actions if part.position_from is not None)
-        self.stream = next(stream for stream in contract.state if stream.name == self.part.position_from)
+        self.part = contract.actions[0]
+        self.stream = next((stream for stream in contract.state if _measures(stream, self.part)), None)
+        if self.stream is None:
+            raise ConfigError(f'actions.{self.part.name}: no state stream measures {", ".join(self.part.names)}')
         self.commands: list[tuple[int, np.ndarray]] = []
         self.positions: list[tuple[int, np.ndarray]] = []
 
@@ -148,11 +152,17 @@ class MotionTrace:
                                  qos.SENSOR)
 
     def between(self, start: int, end: int, chunk_starts: np.ndarray, title: str) -> Motion:
-        """Cut one episode out; times are in s since its start, ``chunk_starts`` in ns."""
-        command_times, commands = _cut(self.commands, start, end)
-        position_times, positions = _cut(self.positions, start, end)
+        """Cut one episode out; times are in s since its start, ``chunk_starts`` in ns.
+
+        What a velocity brings about is measured as the change of the position.
+        """
+        command_times, commands = _cut(self.commands, start, end, self.part.dim)
+        times, measured = _cut(self.positions, start, end, len(self.stream.names))
+        measured = measured[:, [self.stream.names.index(name) for name in self.part.names]]
+        if self.part.kind in VELOCITIES:
+            times, measured = (times[:-1] + times[1:]) / 2, np.diff(measured, axis=0) / np.diff(times)[:, None]
         chunks = (chunk_starts[(chunk_starts >= start) & (chunk_starts <= end)] - start) * 1e-9
-        return Motion(title, self.part.names, command_times, commands, position_times, positions, chunks)
+        return Motion(title, self.part.names, self.part.unit, command_times, commands, times, measured, chunks)
 
     def _on_command(self, message: object) -> None:
         self.commands.append((stamp_of(message), decode_action(message, self.part)))
@@ -161,7 +171,13 @@ class MotionTrace:
         self.positions.append((stamp_of(message), decode_state(message, self.stream)))
 
 
-def _cut(samples: list[tuple[int, np.ndarray]], start: int, end: int) -> tuple[np.ndarray, np.ndarray]:
+def _measures(stream: StateStream, part: ActionPart) -> bool:
+    if part.position_from is not None:
+        return stream.name == part.position_from
+    return set(part.names) <= set(stream.names)
+
+
+def _cut(samples: list[tuple[int, np.ndarray]], start: int, end: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     kept = [(stamp, values) for stamp, values in samples if start <= stamp <= end]
     times = np.array([stamp - start for stamp, _ in kept], float) * 1e-9
-    return times, np.array([values for _, values in kept], float).reshape(len(kept), -1)
+    return times, np.array([values for _, values in kept], float).reshape(-1, width)

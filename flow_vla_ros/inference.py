@@ -17,7 +17,7 @@ from flow_vla_core.align import Aligned
 from flow_vla_core.contract import RobotContract
 from flow_vla_core.errors import ActionNotFinite, Code, ObservationError
 from flow_vla_core.messages import make_observation
-from flow_vla_core.types import Observation
+from flow_vla_core.types import Continuation, Generated, Observation
 
 __all__ = ['ActingEngine', 'Inference', 'Job', 'Outcome', 'Worker']
 
@@ -25,8 +25,8 @@ __all__ = ['ActingEngine', 'Inference', 'Job', 'Outcome', 'Worker']
 class ActingEngine(Protocol):
     """Is what is needed of an engine."""
 
-    def act(self, observation: Observation) -> np.ndarray:
-        """Return a chunk of actions (H, A)."""
+    def act(self, observation: Observation, continuation: Continuation | None = None) -> Generated:
+        """Return a chunk of actions (H, A) that continues what is left of the plan in force."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Job:
         epoch: tells jobs from before a break (of activity, or of the clock) from those after it.
         image_published: wall time at which the newest image was published, ns.
         complete: wall time at which the last sample was published, ns.
+        continuation: what is left of the plan in force, for chunks that continue each other.
     """
 
     aligned: Aligned
@@ -46,6 +47,7 @@ class Job:
     epoch: int
     image_published: int
     complete: int
+    continuation: Continuation | None = None
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Outcome:
 
     Args:
         job: what it was for.
-        actions: (H, A), None if it failed.
+        made: the chunk, None if it failed.
         code: why it failed, or ``OK``.
         message: the same in words.
         started: wall time, ns.
@@ -62,7 +64,7 @@ class Outcome:
     """
 
     job: Job
-    actions: np.ndarray | None
+    made: Generated | None
     code: Code
     message: str
     started: int
@@ -85,15 +87,15 @@ class Inference:
     def __call__(self, job: Job) -> Outcome:
         """Return the outcome of a job; never raise."""
         started = time.time_ns()
-        actions, code, message = None, Code.OK, ''
+        made, code, message = None, Code.OK, ''
         try:
-            actions = self._engine.act(self._observe(job))
+            made = self._engine.act(self._observe(job), job.continuation)
         except (ObservationError, ActionNotFinite) as error:
             code, message = error.code, str(error)
         except Exception as error:
             code, message = Code.INFERENCE_FAILED, f'{type(error).__name__}: {error}'
             self._node.get_logger().error(f'inference failed\n{traceback.format_exc()}', throttle_duration_sec=5.0)
-        return Outcome(job, actions, code, message, started, time.time_ns())
+        return Outcome(job, made, code, message, started, time.time_ns())
 
     def _observe(self, job: Job) -> Observation:
         observation = make_observation(self._contract, job.aligned, job.instruction)

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import gc
+import math
 from pathlib import Path
 import time
 from typing import Any
 
 from flow_vla.msg import ActionChunk as ChunkMessage
 from flow_vla.msg import PolicyStatus
+from flow_vla_core.align import Aligned
 from flow_vla_core.contract import RobotContract, find_contract
 from flow_vla_core.errors import Code, ConfigError, InstructionMissing, ObservationError
+from flow_vla_core.execution.continuation import REALTIME, Succession
 from flow_vla_core.types import ActionChunk
 from flow_vla_ros import codecs, qos
 from flow_vla_ros.diagnostics import DiagnosticsOutbox, wall_clock
 from flow_vla_ros.inference import ActingEngine, Inference, Job, Outcome, Worker
+from flow_vla_ros.latency import DelayedWork, InjectedLatency
 from flow_vla_ros.lifecycle import FlowLifecycleNode, Parameter, Parameters, run
 from flow_vla_ros.observation_bridge import ObservationBridge
 from flow_vla_ros.trace import Trace
@@ -23,7 +27,7 @@ from flow_vla_ros.trace import Trace
 __all__ = ['PolicyNode', 'load_engine', 'main']
 
 TRACE_COLUMNS = ('chunk_id', 'observation_stamp', 'image_published', 'observation_complete', 'inference_started',
-                 'inference_ended', 'published', 'generation_ms')
+                 'inference_ended', 'published', 'generation_ms', 'delay_steps', 'continued', 'confidence')
 
 
 class PolicyNode(FlowLifecycleNode):
@@ -33,9 +37,14 @@ class PolicyNode(FlowLifecycleNode):
     or at once when the instruction has changed. With stale, missing, skewed or invalid input, or without a usable
     instruction, there is none, and status and diagnostics say why.
 
+    In real time (``realtime``) an inference is told what is left of the plan in force, which is the chunk that was
+    published last, and how many of its actions will have been executed by the time the new chunk comes: the longest of
+    the last measured delays, from an observation's stamp to the publishing of its chunk. The way from there to the
+    executor, well below one step on one machine, is not counted.
+
     Args:
         name: of the node.
-        engine_factory: (parameters, contract) -> object with ``act(observation)``.
+        engine_factory: (parameters, contract) -> object with ``act(observation, continuation)``.
         arguments: as of `rclpy.node.Node`.
     """
 
@@ -47,8 +56,20 @@ class PolicyNode(FlowLifecycleNode):
         Parameter('seed', 0, 'of the noise that chunks are made from', minimum=0),
         Parameter('threads', 0, 'threads of torch; 0: as many as torch likes', minimum=0, maximum=256),
         Parameter('replan_steps', 5, 'policy steps from one chunk to the next', minimum=1, maximum=1000),
+        Parameter('realtime', 'none', 'how a chunk continues the one in force: not at all, by guided inference, or '
+                  'with its first actions set', choices=REALTIME),
+        Parameter('beta', 5.0, 'guided: largest weight of the guidance', minimum=0.0, maximum=1000.0),
+        Parameter('delay_window', 10, 'last delays that the expected one is the longest of', minimum=1, maximum=1000),
+        Parameter('budget', 0.0, 'time for a chunk, s; fewer solver steps are taken to keep it; 0: no limit',
+                  minimum=0.0, maximum=60.0),
+        Parameter('samples', 1, 'chunks drawn at once; above 1 their spread becomes the confidence', minimum=1,
+                  maximum=256),
         Parameter('allow_empty_instruction', False, 'act without words, as the policy learned to'),
         Parameter('blank_images', False, 'EVALUATION ONLY: the policy sees black images'),
+        Parameter('latency', 0.0, 'TESTS ONLY: chunks come so much later, s', minimum=0.0, maximum=60.0),
+        Parameter('latency_jitter', 0.0, 'TESTS ONLY: and up to this much more, s', minimum=0.0, maximum=60.0),
+        Parameter('latency_spike', 0.0, 'TESTS ONLY: and every n-th this much more, s', minimum=0.0, maximum=60.0),
+        Parameter('latency_spike_every', 0, 'TESTS ONLY: n; 0: no spikes', minimum=0),
         Parameter('status_hz', 10.0, 'rate of ~/status, Hz', minimum=0.1, maximum=100.0),
         Parameter('trace_file', '', 'CSV file with one row for each chunk; none if empty'),
     )
@@ -66,7 +87,8 @@ class PolicyNode(FlowLifecycleNode):
         self._settings = parameters
         self._contract = RobotContract.load(find_contract(parameters.contract))
         engine = self._engine_factory(parameters, self._contract)
-        self._replan = parameters.replan_steps * self._contract.rates.policy_dt_ns
+        self._succession = Succession(self._contract, parameters.replan_steps, parameters.realtime,
+                                      parameters.delay_window)
         self._trace = Trace(parameters.trace_file, TRACE_COLUMNS)
         self._diagnostics = DiagnosticsOutbox(self, self._contract.label)
         self._chunks = self.create_publisher(ChunkMessage, 'action_chunk', qos.CHUNK)
@@ -74,9 +96,14 @@ class PolicyNode(FlowLifecycleNode):
         self._forget()
         self._wake = self.create_guard_condition(self._on_outcome)
         self._bridge = ObservationBridge(self, self._contract, self._consider, self._on_jump)
-        self._worker = Worker(Inference(self, self._contract, engine, parameters.blank_images), self._wake.trigger)
+        latency = _injected(parameters)
+        self._work = DelayedWork(Inference(self, self._contract, engine, parameters.blank_images), latency,
+                                 parameters.seed)
+        self._worker = Worker(self._work, self._wake.trigger)
         if parameters.blank_images:
             self.get_logger().warning('blank_images is set: the policy sees black images')
+        if latency != InjectedLatency():
+            self.get_logger().warning(f'chunks are held back: {latency}')
         # What exists by now stays: the collector never walks it during an inference.
         gc.collect()
         gc.freeze()
@@ -98,21 +125,22 @@ class PolicyNode(FlowLifecycleNode):
 
     def on_teardown(self) -> None:
         """End the worker and close the trace."""
+        self._work.interrupt()
         self._worker.close()
         self._trace.close()
         del self._worker
 
     def _forget(self) -> None:
         self._epoch += 1
-        self._tried: tuple[int, str] | None = None
-        self._planned: tuple[int, str] | None = None
+        self._succession.forget()
         self._published = 0
         self._generation_ms = 0.0
+        self._delay, self._confidence, self._short = 0, math.nan, False
         self._code, self._message = Code.STREAM_MISSING, 'nothing received yet'
 
     def _on_jump(self) -> None:
         self._epoch += 1
-        self._tried = self._planned = None
+        self._succession.forget()
 
     def _consider(self) -> None:
         """Start an inference if one is due and the input can be used."""
@@ -120,21 +148,22 @@ class PolicyNode(FlowLifecycleNode):
             return
         try:
             instruction = self._instruction()
-            due = self._is_due((self._bridge.reference_time(), instruction))
+            due = self._succession.is_due(self._bridge.reference_time(), instruction)
             aligned = self._bridge.select() if due else None
         except ObservationError as error:
             self._report(error.code, str(error))
             return
         if aligned is not None:
-            self._tried = (aligned.stamp, instruction)
-            self._worker.submit(Job(aligned, instruction, self._epoch, *self._bridge.published(aligned)))
+            self._begin(aligned, instruction)
 
-    def _is_due(self, wish: tuple[int, str]) -> bool:
-        if wish == self._tried:
-            return False
-        if self._planned is None or self._planned[1] != wish[1]:
-            return True
-        return wish[0] - self._planned[0] >= self._replan
+    def _begin(self, aligned: Aligned, instruction: str) -> None:
+        self._succession.begin(aligned.stamp, instruction)
+        rest, expected = self._succession.continuation(aligned.stamp, instruction), self._succession.delay
+        self._short = rest is not None and rest.delay < expected
+        if self._short:
+            self.get_logger().warning(f'the next chunk is expected {expected} steps late, what is left of the plan '
+                                      f'bridges {rest.delay}', throttle_duration_sec=5.0)
+        self._worker.submit(Job(aligned, instruction, self._epoch, *self._bridge.published(aligned), rest))
 
     def _instruction(self) -> str:
         instruction = self._bridge.instruction or ''
@@ -148,7 +177,7 @@ class PolicyNode(FlowLifecycleNode):
         for outcome in self._worker.take():
             current = outcome.job.epoch == self._epoch and self.active
             if current and outcome.job.instruction == (self._bridge.instruction or ''):
-                if outcome.actions is not None:
+                if outcome.made is not None:
                     self._publish_chunk(outcome)
                 self._report(outcome.code, outcome.message)
         self._consider()
@@ -156,14 +185,16 @@ class PolicyNode(FlowLifecycleNode):
     def _publish_chunk(self, outcome: Outcome) -> None:
         self._chunk_id += 1
         self._published += 1
-        job, took = outcome.job, outcome.ended - outcome.started
-        self._planned = (job.aligned.stamp, job.instruction)
-        self._generation_ms = took * 1e-6
-        chunk = ActionChunk(job.aligned.stamp, self._contract.rates.policy_dt_ns, outcome.actions, self._chunk_id,
-                            job.instruction, took)
+        job, made, took = outcome.job, outcome.made, outcome.ended - outcome.started
+        self._generation_ms, self._confidence = took * 1e-6, made.confidence
+        continued = job.continuation.delay if job.continuation else 0
+        chunk = ActionChunk(job.aligned.stamp, self._contract.rates.policy_dt_ns, made.actions, self._chunk_id,
+                            job.instruction, took, continued, made.confidence)
         self._chunks.publish(codecs.chunk_to_message(chunk, self._contract))
+        self._delay = self._succession.publish(chunk, self.get_clock().now().nanoseconds)
         self._trace.write((chunk.id, chunk.stamp, job.image_published, job.complete, outcome.started, outcome.ended,
-                           time.time_ns(), f'{self._generation_ms:.3f}'))
+                           time.time_ns(), f'{self._generation_ms:.3f}', self._delay, continued,
+                           f'{made.confidence:.3f}'))
 
     def _report(self, code: Code, message: str) -> None:
         changed = code != self._code
@@ -194,7 +225,21 @@ class PolicyNode(FlowLifecycleNode):
         self._status.publish(status)
 
     def _loud_message(self) -> str:
-        return f'IMAGES ARE BLANKED. {self._message}'.strip() if self._settings.blank_images else self._message
+        loud = 'IMAGES ARE BLANKED.' if self._settings.blank_images else ''
+        return ' '.join(filter(None, (loud, self._message or self._facts())))
+
+    def _facts(self) -> str:
+        """Say how the last chunk came."""
+        if not self._published:
+            return ''
+        words = [f'delay {self._delay} steps']
+        if not math.isnan(self._confidence):
+            words.append(f'confidence {self._confidence:.2f}')
+        if self._settings.budget:
+            words.append(f'{self._generation_ms:.0f} of {1e3 * self._settings.budget:.0f} ms')
+        if self._short:
+            words.append('the plan is too short to bridge the delay')
+        return ', '.join(words)
 
     def _publish_diagnostics(self) -> None:
         self._trace.flush()
@@ -203,6 +248,7 @@ class PolicyNode(FlowLifecycleNode):
         self._diagnostics.publish(healthy, self._code, self._loud_message(), {
             'checkpoint': self._settings.checkpoint, 'instruction': self._bridge.instruction or '',
             'chunks': self._published, 'generation': f'{self._generation_ms:.1f} ms',
+            'delay': f'{self._delay} policy steps', 'confidence': f'{self._confidence:.2f}',
             **{f'{name}: age, rate': f'{age:.3f} s, {rates[name]:.1f} Hz' for name, age in ages.items()}})
 
 
@@ -218,9 +264,15 @@ def load_engine(parameters: Parameters, contract: RobotContract) -> ActingEngine
         torch.set_num_threads(parameters.threads)
     engine = Engine(load_checkpoint(Path(parameters.checkpoint), contract), device=parameters.device,
                     steps=parameters.steps or None, seed=parameters.seed,
-                    allow_empty=parameters.allow_empty_instruction)
+                    allow_empty=parameters.allow_empty_instruction, realtime=parameters.realtime,
+                    beta=parameters.beta, budget=parameters.budget or None, samples=parameters.samples)
     engine.warm_up()
     return engine
+
+
+def _injected(parameters: Parameters) -> InjectedLatency:
+    return InjectedLatency(parameters.latency, parameters.latency_jitter, parameters.latency_spike,
+                           parameters.latency_spike_every)
 
 
 def main() -> None:

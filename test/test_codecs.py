@@ -8,13 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 import numpy as np
 import pytest
+from scipy.interpolate import CubicHermiteSpline
 
 pytest.importorskip('rclpy', reason='rclpy is not installed')
 
+import control_messages
 from rclpy.serialization import deserialize_message, serialize_message
 
 from flow_vla.msg import ActionChunk as ChunkMessage
-from flow_vla_core.contract import ActionPart, Camera, RobotContract, StateStream, find_contract
+from flow_vla_core.contract import ActionPart, Camera, Goals, RobotContract, StateStream, find_contract
 from flow_vla_core.errors import ChunkContractMismatch, ChunkShape, ConfigError
 from flow_vla_core.messages import decode_action, decode_image, decode_state, stamp_of
 from flow_vla_core.types import ActionChunk
@@ -84,14 +86,77 @@ def test_a_pose_at_rest_has_a_unit_quaternion() -> None:
     assert (orientation.w, orientation.x, orientation.y, orientation.z) == (1, 0, 0, 0)
 
 
-def test_a_trajectory_is_to_be_reached_in_one_control_period() -> None:
-    part = make_part('joint_position', 'trajectory_msgs/JointTrajectory', ['a'])
-    point = codecs.encode_action(part, np.zeros(1), STAMP, reach_in=20_000_000).points[0]
-    assert codecs.from_time(point.time_from_start) == 20_000_000
+def make_joints(**details: object) -> ActionPart:
+    limits = {'min': [-1.0] * 3, 'max': [1.0] * 3, 'velocity': [2.0] * 3, 'acceleration': [4.0, 8.0, 2.0]}
+    return ActionPart.model_validate({'name': 'arm', 'kind': 'joint_position', 'names': ['a', 'b', 'c'], 'unit': 'rad',
+                                      'limits': limits, 'message': 'trajectory_msgs/JointTrajectory', 'topic': 't',
+                                      **details})
+
+
+@pytest.mark.parametrize(('details', 'reached', 'stamp'), [
+    ({}, 20_000_000, STAMP), ({'trajectory': {'lead': 0.05}}, 50_000_000, STAMP),
+    ({'trajectory': {'start': 'now'}}, 20_000_000, 0)])
+def test_a_trajectory_says_when_it_starts_and_when_it_is_to_be_there(details: dict, reached: int, stamp: int) -> None:
+    message = codecs.encode_action(make_joints(**details), np.zeros(3), STAMP, reach_in=20_000_000)
+    assert [codecs.from_time(point.time_from_start) for point in message.points] == [reached]
+    assert (stamp_of(message), list(message.points[0].velocities)) == (stamp, [])
+
+
+@given(st.lists(st.floats(-0.6, 0.6), min_size=3, max_size=3), st.lists(st.floats(-1, 1), min_size=3, max_size=3))
+def test_a_trajectory_ends_at_rest_within_the_limits(values: list[float], velocities: list[float]) -> None:
+    part = make_joints()
+    room = part.limits.acceleration * (1 - np.abs(values))   # of the way to the range's end, for a stop at its limit
+    velocities = np.clip(velocities, -np.sqrt(room), np.sqrt(room))
+    message = over_the_wire(codecs.encode_action(part, np.array(values), STAMP, reach_in=10_000_000,
+                                                 velocities=velocities))
+    np.testing.assert_allclose(decode_action(message, part), values, atol=1e-6)
+    times = [codecs.from_time(point.time_from_start) * 1e-9 for point in message.points]
+    positions, rates = (np.array([getattr(point, key) for point in message.points])
+                        for key in ('positions', 'velocities'))
+    assert times[0] == 0.01 and (np.diff(times) > 0).all()
+    np.testing.assert_allclose(rates[0], velocities)
+    assert not rates[-1].any()
+    if len(times) == 1:
+        return
+    # As joint_trajectory_controller joins them; scipy's cubics are the witness.
+    curve, fine = CubicHermiteSpline(times, positions, rates), np.linspace(times[0], times[-1], 500)
+    assert (np.abs(curve(fine)) <= 1 + 1e-9).all()
+    assert (np.abs(curve(fine, 2)) <= np.array(part.limits.acceleration) * (1 + 1e-6) + 1e-6).all()
+    way = velocities * np.abs(velocities) / (2 * np.array(part.limits.acceleration))
+    np.testing.assert_allclose(positions[-1], values + way, atol=1e-3)   # stops last whole milliseconds
+
+
+def test_a_joint_without_a_limit_of_the_acceleration_stops_all_the_same() -> None:
+    part = make_joints(limits={'min': [-1.0] * 3, 'max': [1.0] * 3})
+    points = codecs.encode_action(part, np.zeros(3), STAMP, velocities=np.array([0.4, 0, 0])).points
+    assert [codecs.from_time(point.time_from_start) for point in points] == [0, 250_000_000]
+    assert list(points[-1].positions) == pytest.approx([0.05, 0, 0]) and not any(points[-1].velocities)
+
+
+@pytest.mark.parametrize(('message', 'joints'), [
+    ('control_msgs/action/GripperCommand', ['finger']), ('control_msgs/action/ParallelGripperCommand', ['finger'])])
+def test_gripper_goals_hold_position_and_effort(monkeypatch: pytest.MonkeyPatch, message: str,
+                                                joints: list[str]) -> None:
+    control_messages.install(monkeypatch)
+    part = make_part('gripper', message, joints).model_copy(update={'goals': Goals(effort=30.0)})
+    goal = codecs.encode_action(part, np.array([0.02], np.float32), STAMP)
+    np.testing.assert_allclose(decode_action(goal, part), [0.02])
+    effort = goal.command.effort[0] if message.endswith('ParallelGripperCommand') else goal.command.max_effort
+    assert effort == 30.0
+
+
+def test_an_action_that_is_not_installed_is_named_with_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    control_messages.remove(monkeypatch)
+    part = make_part('gripper', 'control_msgs/action/GripperCommand', ['finger'])
+    with pytest.raises(ConfigError, match='apt install ros-.ROS_DISTRO-control-msgs'):
+        codecs.encode_action(part, np.zeros(1), STAMP)
+    with pytest.raises(ConfigError, match='neither heard nor recorded'):
+        codecs.message_type(part.message)
 
 
 def make_chunk() -> ActionChunk:
-    return ActionChunk(STAMP, 50_000_000, np.random.default_rng(1).normal(size=(12, 4)).astype(np.float32), 9, 'go', 77)
+    actions = np.random.default_rng(1).normal(size=(12, 4)).astype(np.float32)
+    return ActionChunk(STAMP, 50_000_000, actions, 9, 'go', 77, 3, 0.75)
 
 
 def test_chunks_come_back_as_they_were() -> None:

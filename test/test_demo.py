@@ -17,22 +17,37 @@ from PIL import Image
 import psutil
 import pytest
 
-from flow_vla_core.simulation.metaworld import MAX_STEPS, TASKS
-from flow_vla_ros.demo import DEMO_TASKS, EPISODES, LEAST_STEPS, RESERVE_SECONDS, SECONDS, step_limit
+from flow_vla_core.contract import RobotContract, find_contract
+from flow_vla_core.errors import CheckpointError
+from flow_vla_core.simulation.metaworld import DEMO_TASKS, MAX_STEPS, TASKS
+from flow_vla_core.simulation.robots import kind_of
+from flow_vla_ros import evaluate
+from flow_vla_ros.demo import EPISODES, LEAST_STEPS, RESERVE_SECONDS, SECONDS, step_limit
 
 HERE = Path(__file__).parent
 
 
-def test_six_tasks_with_the_pair_among_them():
-    assert len(DEMO_TASKS) == 6 and set(DEMO_TASKS) <= set(TASKS)
+@pytest.mark.parametrize('robot', ['metaworld', 'so101'])
+def test_six_tasks_of_each_robot(robot: str):
+    kind = kind_of(RobotContract.load(find_contract(robot)))
+    assert len(set(kind.demo_tasks)) == 6 and set(kind.demo_tasks) <= set(kind.tasks)
+
+
+def test_the_pair_of_tasks_with_one_scene_is_shown():
     assert {'faucet-open', 'faucet-close'} <= set(DEMO_TASKS)
+
+
+def test_every_kind_of_task_and_every_cube_is_shown():
+    tasks = kind_of(RobotContract.load(find_contract('so101'))).demo_tasks
+    words = {word for task in tasks for word in task.split('-')}
+    assert words == {'reach', 'push', 'lift', 'red', 'green', 'blue', 'left', 'right'}
 
 
 @pytest.mark.parametrize('overhead', [0.5, 3.0])
 def test_eighteen_failures_fit_into_the_time(overhead: float):
     elapsed, limits = 20.0, []
     for episode in range(len(DEMO_TASKS) * EPISODES, 0, -1):
-        limits.append(step_limit(SECONDS - elapsed, episode, 0.05))
+        limits.append(step_limit(SECONDS - elapsed, episode, 0.05, MAX_STEPS))
         elapsed += limits[-1] * 0.05 + overhead
     assert elapsed <= SECONDS + 1
     assert limits[0] == MAX_STEPS and min(limits) >= LEAST_STEPS
@@ -41,9 +56,19 @@ def test_eighteen_failures_fit_into_the_time(overhead: float):
 def test_quick_successes_leave_every_episode_its_full_time():
     left = SECONDS - 20
     for episode in range(18, 0, -1):
-        assert step_limit(left, episode, 0.05) == MAX_STEPS
+        assert step_limit(left, episode, 0.05, MAX_STEPS) == MAX_STEPS
         left -= 4.5 + 1
     assert RESERVE_SECONDS >= LEAST_STEPS * 0.05
+
+
+def test_each_robot_has_a_policy_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for robot in ('metaworld', 'so101', 'mine'):
+        (tmp_path / robot).mkdir()
+    monkeypatch.setattr(evaluate, 'default_checkpoint', lambda robot: tmp_path / robot)
+    assert evaluate.checkpoint_folder(None, 'so101') == tmp_path / 'so101'
+    assert evaluate.checkpoint_folder(tmp_path / 'mine', 'so101') == tmp_path / 'mine'
+    with pytest.raises(CheckpointError, match='no checkpoint at .*so102'):
+        evaluate.checkpoint_folder(None, 'so102')
 
 
 def start(out: Path, environment: dict[str, str], tasks: str = 'drawer-close,faucet-close'):

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from flow_vla_core.contract import RobotContract, find_contract
-from flow_vla_core.errors import ConfigError
+from flow_vla_core.errors import Code, ConfigError
 from flow_vla_core.evaluation.direct import DirectLoop, DirectSettings, Episode, observe, run_episodes
 from flow_vla_core.evaluation.pair import PairReport, pair_episodes
 from flow_vla_core.evaluation.report import EpisodeResult
@@ -20,7 +20,7 @@ from flow_vla_core.evaluation.sweep import Plan, evaluate_direct, evaluate_pair,
 from flow_vla_core.messages import resize_image
 from flow_vla_core.simulation.judges import FAUCET_PAIR, faucet_motion
 from flow_vla_core.simulation.metaworld import TASKS, MetaWorldRobot
-from flow_vla_core.types import Observation
+from flow_vla_core.types import Continuation, Generated, Observation
 from flow_vla_ros.cli import main
 
 
@@ -33,10 +33,10 @@ class ExpertActor:
     def seed(self, seed: int):
         pass
 
-    def act(self, observation: Observation):
+    def act(self, observation: Observation, continuation: Continuation | None = None):
         if observation.instruction not in TASKS.values():
-            return np.zeros((4, 4), np.float32)
-        return np.repeat(self.robot.expert_action()[None], 4, 0)
+            return Generated(np.zeros((4, 4), np.float32))
+        return Generated(np.repeat(self.robot.expert_action()[None], 4, 0))
 
 
 def expert(contract: RobotContract, robot: MetaWorldRobot):
@@ -46,9 +46,10 @@ def expert(contract: RobotContract, robot: MetaWorldRobot):
 class Tape:
     """Stands in for an actor and a robot, and keeps what passes."""
 
-    def __init__(self, contract: RobotContract):
-        self.observations, self.commands, self.steps, self.success = [], [], 0, False
-        self._contract = contract
+    def __init__(self, contract: RobotContract, ticks: int = 1):
+        self.observations, self.continuations, self.commands, self.steps, self.success = [], [], [], 0, False
+        self.control_period = contract.rates.policy_dt / ticks
+        self._contract, self._ticks = contract, ticks
 
     def seed(self, seed: int):
         self.seeded = seed
@@ -56,9 +57,10 @@ class Tape:
     def reset(self, task: str, seed: int):
         self.task = task
 
-    def act(self, observation: Observation):
+    def act(self, observation: Observation, continuation: Continuation | None = None):
         self.observations.append(observation)
-        return np.full((8, 4), 0.01 * len(self.observations), np.float32)
+        self.continuations.append(continuation)
+        return Generated(np.full((8, 4), 0.01 * len(self.observations), np.float32))
 
     def images(self):
         return {c.name: np.full((*c.resolution, 3), self.steps, np.uint8) for c in self._contract.cameras}
@@ -68,7 +70,7 @@ class Tape:
 
     def step(self, action: np.ndarray):
         self.commands.append(np.array(action))
-        self.steps += 1
+        self.steps = len(self.commands) // self._ticks
 
 
 @pytest.fixture(scope='module')
@@ -77,13 +79,20 @@ def contract():
 
 
 @pytest.fixture(scope='module')
+def tiny(contract: RobotContract):
+    """The same robot with the smallest pictures, for experts, who don't look."""
+    cameras = tuple(camera.model_copy(update={'resolution': (8, 8), 'size': (8, 8)}) for camera in contract.cameras)
+    return contract.model_copy(update={'cameras': cameras})
+
+
+@pytest.fixture(scope='module')
 def quiet():
     return Console(quiet=True)
 
 
-def play(contract: RobotContract, **settings: object):
-    tape = Tape(contract)
-    DirectLoop(contract, tape, tape, DirectSettings(max_steps=8, **settings)).run(Episode('reach', 7, 'go'))
+def play(contract: RobotContract, ticks: int = 1, **settings: object):
+    tape = Tape(contract, ticks)
+    DirectLoop(contract, tape, tape, DirectSettings(**{'max_steps': 8, **settings})).run(Episode('reach', 7, 'go'))
     return tape
 
 
@@ -98,6 +107,43 @@ def test_a_plan_is_used_as_late_as_over_the_graph(contract: RobotContract):
 def test_without_latency_the_first_command_is_planned(contract: RobotContract):
     tape = play(contract, replan_steps=1, latency_steps=0)
     np.testing.assert_allclose([command[0] for command in tape.commands], 0.01 * np.arange(1, 9), rtol=1e-5)
+
+
+def test_a_synchronous_robot_executes_its_actions_and_waits_for_the_next_plan(contract: RobotContract):
+    tape = play(contract, schedule='synchronous', replan_steps=3, latency_steps=2, max_steps=10)
+    velocity = [round(float(command[0]), 3) for command in tape.commands]
+    assert velocity == [0, 0, 0.01, 0.01, 0.01, 0, 0, 0.02, 0.02, 0.02]
+
+
+def test_one_plan_is_made_at_a_time(contract: RobotContract):
+    tape = play(contract, replan_steps=2, latency_steps=4, max_steps=12)
+    assert [(o.stamp - tape.observations[0].stamp) // 50_000_000 for o in tape.observations] == [0, 4, 8]
+
+
+def test_a_plan_in_real_time_continues_the_one_in_force(contract: RobotContract):
+    tape = play(contract, realtime='guided', replan_steps=3, latency_steps=2)
+    assert tape.continuations[0] is None
+    second, third = tape.continuations[1:]
+    np.testing.assert_array_equal(second.actions, np.full((5, 4), 0.01, np.float32))
+    assert (second.delay, second.execute) == (2, 3)
+    assert third.actions[0, 0] == np.float32(0.02)
+    assert play(contract, replan_steps=3, latency_steps=2).continuations == [None] * 3
+
+
+def test_commands_go_out_at_the_control_rate(contract: RobotContract):
+    tape = play(contract, 5, replan_steps=4, latency_steps=1)
+    assert len(tape.commands) == 40
+    assert [(o.stamp - tape.observations[0].stamp) // 50_000_000 for o in tape.observations] == [0, 4]
+    velocity = [round(float(command[0]), 3) for command in tape.commands]
+    assert velocity[:5] == [0] * 5 and velocity[10:25] == [0.01] * 15 and velocity[-10:] == [0.02] * 10
+
+
+def test_plans_that_are_refused_are_counted(contract: RobotContract):
+    tape = Tape(contract)
+    loop = DirectLoop(contract, tape, tape, DirectSettings(latency_steps=8, max_steps=10))
+    loop.run(Episode('reach', 7, 'go'))
+    assert loop.refusals == {Code.CHUNK_TOO_OLD: 1}
+    assert not np.any(tape.commands)
 
 
 @pytest.mark.parametrize('blank', [False, True])
@@ -133,8 +179,8 @@ def test_settings_out_of_range_are_named(settings: dict[str, int]):
         DirectSettings(**settings)
 
 
-def test_the_expert_succeeds_through_the_loop(contract: RobotContract, quiet: Console):
-    plan = Plan('expert', contract, ('drawer-close', 'faucet-open'), 2, seed=500_000,
+def test_the_expert_succeeds_through_the_loop(tiny: RobotContract, quiet: Console):
+    plan = Plan('expert', tiny, ('drawer-close', 'faucet-open'), 2, seed=500_000,
                 settings=DirectSettings(replan_steps=1, max_steps=250))
     report = evaluate_direct(plan, source=expert, console=quiet)
     assert {name: task.successes for name, task in report.tasks.items()} == {'drawer-close': 2, 'faucet-open': 2}
@@ -143,10 +189,10 @@ def test_the_expert_succeeds_through_the_loop(contract: RobotContract, quiet: Co
     assert report.timing.late_tick_fraction is None
 
 
-def test_two_workers_find_what_one_finds(contract: RobotContract):
+def test_two_workers_find_what_one_finds(tiny: RobotContract):
     orders = [Episode('drawer-close', seed, TASKS['drawer-close']) for seed in (1, 2)]
     settings = DirectSettings(replan_steps=1, max_steps=150)
-    alone, shared = ([result for result, _ in run_episodes(contract, expert, orders, settings, workers=workers)]
+    alone, shared = ([result for result, _ in run_episodes(tiny, expert, orders, settings, workers=workers)]
                      for workers in (1, 2))
     assert alone == shared and all(result.success for result in alone)
 
@@ -193,8 +239,8 @@ def test_the_judge_agrees_with_the_benchmark_at_every_step(contract: RobotContra
     assert any(outcomes) and not all(outcomes)
 
 
-def test_words_decide_the_motion_of_the_pair(contract: RobotContract, quiet: Console):
-    plan = Plan('expert', contract, FAUCET_PAIR, 1, seed=3, settings=DirectSettings(replan_steps=1, max_steps=120))
+def test_words_decide_the_motion_of_the_pair(tiny: RobotContract, quiet: Console):
+    plan = Plan('expert', tiny, FAUCET_PAIR, 1, seed=3, settings=DirectSettings(replan_steps=1, max_steps=120))
     report = evaluate_pair(plan, source=obedient, console=quiet)
     assert report.rates == {'own_words_own_motion': 1.0, 'other_words_other_motion': 1.0,
                             'other_words_own_motion': 0.0, 'empty_words_own_motion': 0.0,
@@ -217,16 +263,16 @@ class ObedientActor:
         self._started = False
         self._seed = seed
 
-    def act(self, observation: Observation):
+    def act(self, observation: Observation, continuation: Continuation | None = None):
         task = next((task for task in FAUCET_PAIR if TASKS[task] == observation.instruction), None)
         if task is None:
-            return np.zeros((4, 4), np.float32)
+            return Generated(np.zeros((4, 4), np.float32))
         if not self._started:
             self._twin.reset(task, self._seed)
             self._started = True
         action = self._twin.expert_action()
         self._twin.step(action)
-        return np.repeat(action[None], 4, 0)
+        return Generated(np.repeat(action[None], 4, 0))
 
 
 def test_pair_counts_are_told_apart():

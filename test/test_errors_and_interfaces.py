@@ -12,7 +12,7 @@ from flow_vla_core.errors import Code, FlowVLAError, closest
 from flow_vla_core.execution import ExecutionState
 
 CONSTANT = re.compile(r'^(uint8|uint16) (\w+)=(\d+)', re.MULTILINE)
-FILES = ('msg/ExecutionStatus.msg', 'msg/PolicyStatus.msg', 'srv/StartEpisode.srv')
+FILES = ('msg/ExecutionStatus.msg', 'msg/PolicyStatus.msg', 'srv/StartEpisode.srv', 'action/ExecuteInstruction.action')
 
 
 def constants(path: Path, kind: str) -> dict[str, int]:

@@ -16,6 +16,8 @@ pytest.importorskip('rclpy')
 from rclpy.serialization import serialize_message
 
 from flow_vla_core.contract import RobotContract, find_contract
+from flow_vla_core.errors import ConfigError
+from flow_vla_core.evaluation.plots import Motion
 from flow_vla_core.evaluation.report import EpisodeResult
 from flow_vla_ros import codecs
 from flow_vla_ros.film import STILL_FRAMES, Film, MotionTrace
@@ -91,13 +93,37 @@ def test_nothing_is_left_on_the_disk(contract: RobotContract, tmp_path: Path) ->
         assert list(tmp_path.iterdir()) == []
 
 
-def test_motion_is_cut_out_in_seconds_since_the_start(contract: RobotContract) -> None:
+def traced(contract: RobotContract) -> Motion:
     trace = MotionTrace(contract)
+    values = np.arange(len(trace.stream.names))
     for number in range(10):
-        trace._on_command(codecs.encode_action(trace.part, np.full(3, number), number * STEP))
-        trace._on_position(codecs.encode_state(trace.stream, np.full(3, -number), number * STEP))
-    motion = trace.between(4 * STEP, 6 * STEP, np.array([0, 5, 9]) * STEP, 'reach')
+        trace._on_command(codecs.encode_action(trace.part, np.full(trace.part.dim, number), number * STEP))
+        trace._on_position(codecs.encode_state(trace.stream, -number * values, number * STEP))
+    return trace.between(4 * STEP, 6 * STEP, np.array([0, 5, 9]) * STEP, 'reach')
+
+
+@pytest.mark.parametrize('robot', ['metaworld', 'so101'])
+def test_motion_is_cut_out_in_seconds_since_the_start(robot: str) -> None:
+    motion = traced(RobotContract.load(find_contract(robot)))
     np.testing.assert_allclose(motion.command_times, [0, 0.05, 0.1])
     np.testing.assert_allclose(motion.commands[:, 0], [4, 5, 6])
-    np.testing.assert_allclose(motion.positions[:, 2], [-4, -5, -6])
     np.testing.assert_allclose(motion.chunk_times, [0.05])
+
+
+def test_what_a_velocity_brought_about_is_the_slope_of_the_position(contract: RobotContract) -> None:
+    motion = traced(contract)
+    np.testing.assert_allclose(motion.measured_times, [0.025, 0.075])
+    np.testing.assert_allclose(motion.measured, np.tile([0, -20, -40], (2, 1)), rtol=1e-5)
+
+
+def test_what_a_position_brought_about_is_the_measured_one() -> None:
+    motion = traced(RobotContract.load(find_contract('so101')))
+    np.testing.assert_allclose(motion.measured_times, [0, 0.05, 0.1])
+    np.testing.assert_allclose(motion.measured, -np.outer([4, 5, 6], np.arange(5)))
+
+
+def test_a_part_that_nothing_measures_is_named() -> None:
+    contract = RobotContract.load(find_contract('so101'))
+    stream = contract.state[0].model_copy(update={'names': ('elbow_flex',)})
+    with pytest.raises(ConfigError, match='actions.arm: no state stream measures shoulder_pan'):
+        MotionTrace(contract.model_copy(update={'state': (stream,)}))

@@ -164,7 +164,7 @@ def test_the_parameter_files_hold_every_parameter_and_its_default(root: Path, no
 
 
 @pytest.mark.parametrize(('arguments', 'said'), [
-    (['-p', 'control_hz:=500.0'], 'control_hz'), (['-p', 'interpolation:=cubic'], "'linear'"),
+    (['-p', 'control_hz:=500.0'], 'control_hz'), (['-p', 'interpolation:=quintic'], "'linear'"),
     (['-p', 'contract:=nobody', '-p', 'autostart:=true'], "no contract 'nobody'")])
 def test_a_process_that_cannot_start_says_why_and_leaves_with_code_1(
         ros_environment: dict[str, str], python: str, arguments: list[str], said: str) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from flow_vla_core.errors import ConfigError, InputError
 from flow_vla_core.networks import ActionTransformer, NetworkConfig, ResidualMLP, Sizes, UNet1d
-from flow_vla_core.networks.time import TimeEmbedding, time_of_actions, time_of_chunks
+from flow_vla_core.networks.time import TimeEmbedding, time_of_actions
 from flow_vla_core.types import Condition
 
 NETWORKS = {
@@ -76,14 +76,26 @@ def test_time_condition_and_every_action_matter_to_every_action(build: Callable)
     assert (jacobian.abs().amax((1, 3)) > 0).all()
 
 
-def test_a_time_of_its_own_for_each_action_is_taken_by_the_transformer() -> None:
-    torch.manual_seed(0)
-    network = ActionTransformer(7, 3, 5, 12, 2, 3).double()
-    shake(network)
+def test_a_time_of_its_own_for_each_action_matters(build: Callable) -> None:
+    network = build(7, 3, 5).double()
     x, t, condition = inputs(2, 7, 3, 5, torch.float64)
-    same = t[:, None].expand(2, 7)
-    torch.testing.assert_close(network(x, same, condition), network(x, t, condition))
-    assert not torch.allclose(network(x, same + torch.linspace(0, 0.5, 7), condition), network(x, t, condition))
+    known = [torch.where(torch.arange(7) < first, 1.0, t[:, None]) for first in (0, 1, 2, 6)]
+    answers = [network(x, times, condition) for times in known]
+    torch.testing.assert_close(answers[0], network(x, t, condition))
+    for index, answer in enumerate(answers):
+        assert all((answer - other).abs().amax((1, 2)).min() > 1e-6 for other in answers[:index])
+
+
+def test_what_is_prepared_for_several_times_gives_the_same_answers(build: Callable) -> None:
+    network = build(7, 3, 5).double()
+    x, _, condition = inputs(2, 7, 3, 5, torch.float64)
+    times = torch.rand(3, 2, 7, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    for each in (times, times[:, :, :1]):
+        for t, ready in zip(each, network.prepare(each, condition)):
+            torch.testing.assert_close(network(x, t, ready), network(x, t, condition))
+    jacobian = torch.autograd.functional.jacobian(lambda x: network(x, times[0], condition), x)
+    ready = network.prepare(times, condition)[0]
+    torch.testing.assert_close(torch.autograd.functional.jacobian(lambda x: network(x, times[0], ready), x), jacobian)
 
 
 def test_heads_must_divide_the_width() -> None:
@@ -120,12 +132,23 @@ def test_every_shape_of_time_means_the_same(build: Callable) -> None:
     torch.testing.assert_close(network(x, half, condition), network(x, half.expand(4), condition))
 
 
-def test_time_is_reduced_in_one_place_even_where_batch_and_horizon_are_equal() -> None:
+def test_time_is_shaped_in_one_place_even_where_batch_and_horizon_are_equal() -> None:
     x, t = torch.zeros(3, 3, 2), torch.tensor([0.0, 0.3, 0.9])
-    assert torch.equal(time_of_chunks(t, x), t) and torch.equal(time_of_actions(t, x), t[:, None])
+    assert torch.equal(time_of_actions(t, x), t[:, None])
     own = torch.tensor([[0.0, 0.1, 0.2]]).expand(3, 3)
     assert torch.equal(time_of_actions(own, x), own)
-    torch.testing.assert_close(time_of_chunks(own, x), torch.full((3,), 0.1))
+
+
+def test_a_unet_gives_each_place_its_own_time() -> None:
+    torch.manual_seed(0)
+    network = UNet1d(8, 2, 3, (8, 8)).double()
+    shake(network)
+    times = torch.full((1, 1, 8), 0.3, dtype=torch.float64)
+    later = times.clone()
+    later[..., 3] = 0.8
+    plain, changed = (network.prepare(each, Condition(torch.ones(1, 3).double()))[0].parts for each in (times, later))
+    moved = [(first[0] - second[0]).abs().amax((0, 1)) > 1e-9 for first, second in zip(plain, changed)]
+    assert [each.nonzero().flatten().tolist() for each in moved] == [[3], [1], [1], [3]]
 
 
 @pytest.mark.parametrize('shape', [(3,), (1, 2), (2, 3), (2, 5, 1)])
@@ -141,6 +164,16 @@ def crossing() -> ActionTransformer:
     network = ActionTransformer(7, 3, 5, 12, 2, 3, token_dim=6)
     shake(network)
     return network.double()
+
+
+def test_tokens_are_prepared_once_for_all_times() -> None:
+    network = crossing()
+    x, t, condition = inputs(2, 7, 3, 5, torch.float64)
+    told, asked = Condition(condition.vector, torch.randn(2, 4, 6).double()), []
+    network.tokens.register_forward_hook(lambda *_: asked.append(1))
+    ready = network.prepare(torch.stack([t, t / 2])[..., None], told)
+    assert len(asked) == 1 and len(ready) == 2
+    torch.testing.assert_close(network(x, t / 2, ready[1]), network(x, t / 2, told))
 
 
 def test_each_token_matters_but_not_their_order() -> None:

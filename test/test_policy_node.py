@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import csv
+import math
 from pathlib import Path
 import threading
+import time
 from typing import Any
 
+from hypothesis import given
+from hypothesis import strategies as st
 import numpy as np
 import pytest
 
@@ -27,33 +31,46 @@ from flow_vla_core.errors import ActionNotFinite, Code, InstructionUnknown, Stre
 from flow_vla_core.policy import FlowVLA, PolicyConfig
 from flow_vla_core.training.checkpoint import save_checkpoint
 from flow_vla_core.transforms import Statistics
-from flow_vla_core.types import Observation
+from flow_vla_core.types import Continuation, Generated, Observation
 from flow_vla_ros.codecs import encode_image, encode_state, from_time, message_to_chunk, message_type, to_time
+from flow_vla_ros.inference import ActingEngine
+from flow_vla_ros.latency import InjectedLatency
+from flow_vla_ros.parameters import Parameters
 from flow_vla_ros.policy_node import PolicyNode, load_engine
 from flow_vla_ros.qos import CHUNK, CLOCK, LATCHED, RELIABLE_SENSOR, STATE
 
 CONTRACT = RobotContract.load(find_contract('metaworld'))
 DT = CONTRACT.rates.policy_dt_ns
+START = 1_000 * DT
 WORDS = 'open the faucet'
 
 
 class RecordingEngine:
-    """Answers every observation with one constant chunk, or fails as told; keeps what it was shown."""
+    """Answers every observation with one constant chunk, as another engine does, or fails as told.
+
+    It keeps what it was shown, and answers while its gate is open.
+    """
 
     def __init__(self) -> None:
+        self.inner: ActingEngine | None = None
         self.seen: list[Observation] = []
         self.error: Exception | None = None
         self.gate = threading.Event()
         self.gate.set()
+        self.continuations: list[Continuation | None] = []
+        self.confidence, self.level = math.nan, 0.05
 
-    def act(self, observation: Observation) -> np.ndarray:
+    def act(self, observation: Observation, continuation: Continuation | None = None) -> Generated:
         self.seen.append(observation)
+        self.continuations.append(continuation)
         assert self.gate.wait(20)
         if self.error is not None:
             raise self.error
         if 'flush' in observation.instruction:
             raise InstructionUnknown('unknown word: flush')
-        return np.full((8, CONTRACT.action_dim), 0.05, np.float32)
+        if self.inner is not None:
+            return self.inner.act(observation, continuation)
+        return Generated(np.full((8, CONTRACT.action_dim), self.level, np.float32), self.confidence)
 
 
 class Rig:
@@ -67,6 +84,7 @@ class Rig:
 
     def __init__(self, graph: RosGraph, engine_factory: Callable | None = None, **parameters: Any) -> None:
         overrides = [Parameter(key, value=value) for key, value in parameters.items()]
+        self.clock = graph.probe.create_publisher(Clock, '/clock', CLOCK) if 'use_sim_time' in parameters else None
         self.graph, self.engine = graph, RecordingEngine()
         self.node = graph.add(PolicyNode(engine_factory=engine_factory or (lambda *_: self.engine),
                                          parameter_overrides=overrides))
@@ -115,6 +133,22 @@ class Rig:
     def play(self, period: float = 0.05) -> None:
         self.graph.probe.create_timer(period, lambda: self.show(self.now))
 
+    def set_time(self, stamp: int) -> None:
+        self.clock.publish(Clock(clock=to_time(stamp)))
+        self.graph.spin_until(lambda: self.now == stamp)
+
+    def answer(self, stamp: int, delay: int = 0) -> ChunkMessage:
+        """Show the robot at a time and return the chunk that is published ``delay`` ns later."""
+        count = len(self.engine.seen)
+        self.engine.gate.clear()
+        self.set_time(stamp)
+        self.show(stamp)
+        self.graph.spin_until(lambda: len(self.engine.seen) > count)
+        self.set_time(stamp + delay)
+        self.engine.gate.set()
+        self.graph.spin_until(lambda: len(self.chunks) > count)
+        return self.chunks[-1]
+
     def wait_for(self, code: Code) -> None:
         self.graph.spin_until(lambda: self.status.code == code)
 
@@ -144,10 +178,12 @@ def test_a_chunk_answers_an_observation(graph: RosGraph, tmp_path: Path) -> None
 
 
 def test_chunks_are_replan_steps_apart_and_new_words_take_effect_at_once(graph: RosGraph) -> None:
-    rig = Rig(graph, replan_steps=3)
+    rig = Rig(graph, replan_steps=3, use_sim_time=True)
+    rig.set_time(START)
     rig.say(WORDS)
-    start = rig.now - 2 * DT
-    for stamp in range(start, start + 2 * DT, DT // 5):
+    rig.answer(START)
+    for stamp in (START + DT, START + 3 * DT - 1):
+        rig.set_time(stamp)
         rig.show(stamp)
         graph.spin_until(lambda stamp=stamp: rig.reference == stamp and not rig.node._worker.busy)
     assert len(rig.engine.seen) == 1
@@ -155,12 +191,76 @@ def test_chunks_are_replan_steps_apart_and_new_words_take_effect_at_once(graph: 
     graph.spin_until(lambda: len(rig.chunks) == 2)
     assert [chunk.instruction for chunk in rig.chunks] == [WORDS, 'close the faucet']
     later = from_time(rig.chunks[-1].header.stamp) + 3 * DT
-    graph.spin_until(lambda: rig.now >= later)
-    for offset in (-1, 0):
-        rig.show(later + offset)
-        graph.spin_until(lambda offset=offset: rig.reference == later + offset)
+    for stamp in (later - 1, later):
+        rig.set_time(stamp)
+        rig.show(stamp)
+        graph.spin_until(lambda stamp=stamp: rig.reference == stamp)
     graph.spin_until(lambda: len(rig.chunks) == 3)
     assert from_time(rig.chunks[-1].header.stamp) == later
+
+
+def test_in_real_time_an_inference_is_told_what_is_left_of_the_plan(graph: RosGraph) -> None:
+    rig = Rig(graph, realtime='prefix', replan_steps=3, use_sim_time=True)
+    rig.set_time(START)
+    rig.say(WORDS)
+    first = rig.answer(START, delay=DT + DT // 2)
+    rig.engine.level = 0.07
+    second = rig.answer(START + 3 * DT)
+    assert (first.delay, second.delay) == (0, 2)
+    begin, rest = rig.engine.continuations
+    assert begin is None
+    np.testing.assert_array_equal(rest.actions, np.full((5, 4), 0.05, np.float32))
+    assert (rest.delay, rest.execute) == (2, 3)
+    rig.say('close the faucet')
+    graph.spin_until(lambda: len(rig.chunks) == 3)
+    np.testing.assert_array_equal(rig.engine.continuations[-1].actions, np.full((2, 4), 0.07, np.float32))
+
+
+def test_a_delay_that_the_plan_cannot_bridge_is_reported(graph: RosGraph) -> None:
+    rig = Rig(graph, realtime='guided', use_sim_time=True)
+    rig.set_time(START)
+    rig.say(WORDS)
+    rig.answer(START, delay=6 * DT)
+    assert rig.answer(START + 6 * DT).delay == 2
+    graph.spin_until(lambda: 'too short' in rig.status.message)
+
+
+def test_confidence_and_delay_are_reported(graph: RosGraph) -> None:
+    rig = Rig(graph, use_sim_time=True)
+    rig.set_time(START)
+    rig.say(WORDS)
+    rig.engine.confidence = 0.25
+    assert rig.answer(START, delay=2 * DT).confidence == 0.25
+    graph.spin_until(lambda: rig.status.message == 'delay 2 steps, confidence 0.25')
+
+
+def test_injected_latency_makes_chunks_late_and_is_loud(graph: RosGraph, capfd: pytest.CaptureFixture) -> None:
+    rig = Rig(graph, latency=0.3)
+    assert 'chunks are held back: InjectedLatency(fixed=0.3' in capfd.readouterr().err
+    rig.say(WORDS)
+    rig.show(rig.now)
+    graph.spin_until(lambda: rig.chunks)
+    assert from_time(rig.chunks[0].generation_time) >= 0.3e9
+
+
+def test_injected_latency_does_not_keep_a_node_from_its_end(graph: RosGraph) -> None:
+    rig = Rig(graph, latency=60.0)
+    rig.say(WORDS)
+    rig.show(rig.now)
+    graph.spin_until(lambda: rig.engine.seen)
+    start = time.monotonic()
+    rig.node.trigger_deactivate()
+    assert rig.node.trigger_cleanup() == TransitionCallbackReturn.SUCCESS
+    assert time.monotonic() - start < 8
+    assert rig.chunks == []
+
+
+@given(count=st.integers(1, 100), every=st.integers(0, 5), seed=st.integers(0, 100))
+def test_latency_is_drawn_as_told(count: int, every: int, seed: int) -> None:
+    latency = InjectedLatency(fixed=0.1, jitter=0.05, spike=2.0, spike_every=every)
+    drawn = latency.draw(count, np.random.default_rng(seed)) - 0.1
+    is_spike = every > 0 and count % every == 0
+    assert 0 <= drawn - 2.0 * is_spike <= 0.05
 
 
 def test_a_chunk_for_words_that_are_no_longer_in_force_is_dropped(graph: RosGraph) -> None:
@@ -261,23 +361,18 @@ def test_a_model_that_fails_is_reported_and_asked_again(graph: RosGraph, error: 
 
 
 def test_a_clock_that_jumps_backwards_drops_what_was_seen(graph: RosGraph) -> None:
-    clock = graph.probe.create_publisher(Clock, '/clock', CLOCK)
-    rig = Rig(graph, use_sim_time=True)
-
-    def set_time(stamp: int) -> None:
-        clock.publish(Clock(clock=to_time(stamp)))
-        graph.spin_until(lambda: rig.now == stamp)
-
-    set_time(1_000 * DT)
+    rig = Rig(graph, use_sim_time=True, realtime='prefix')
+    rig.set_time(START)
     rig.say(WORDS)
-    rig.show(1_000 * DT)
+    rig.show(START)
     graph.spin_until(lambda: len(rig.chunks) == 1)
-    set_time(500 * DT)
+    rig.set_time(START // 2)
     rig.wait_for(Code.CLOCK_JUMP)
-    rig.show(1_001 * DT)  # was in flight when the clock jumped
-    rig.show(500 * DT)
+    rig.show(START + DT)  # was in flight when the clock jumped
+    rig.show(START // 2)
     graph.spin_until(lambda: len(rig.chunks) == 2)
-    assert [from_time(chunk.header.stamp) for chunk in rig.chunks] == [1_000 * DT, 500 * DT]
+    assert [from_time(chunk.header.stamp) for chunk in rig.chunks] == [START, START // 2]
+    assert rig.engine.continuations == [None, None]
     rig.wait_for(Code.OK)
 
 
@@ -327,6 +422,33 @@ def test_a_real_policy_is_loaded_and_acts(graph: RosGraph, tmp_path: Path) -> No
     rig.say('flush the toilet')
     rig.wait_for(Code.INSTRUCTION_UNKNOWN)
     assert 'flush' in rig.status.message
+
+
+@pytest.mark.parametrize(('realtime', 'least', 'most'), [('none', 0.1, 10), ('guided', 0, 0.1), ('prefix', 0, 1e-5)])
+def test_a_real_policy_continues_its_own_plan(graph: RosGraph, tmp_path: Path, realtime: str, least: float,
+                                              most: float) -> None:
+    save_policy(tmp_path / 'policy', CONTRACT)
+    engine = RecordingEngine()
+
+    def load(parameters: Parameters, contract: RobotContract) -> RecordingEngine:
+        engine.inner = load_engine(parameters, contract)
+        return engine
+
+    rig = Rig(graph, engine_factory=load, checkpoint=str(tmp_path / 'policy'), device='cpu', threads=1, steps=1,
+              realtime=realtime, replan_steps=2, samples=2, use_sim_time=True)
+    rig.engine = engine
+    rig.set_time(START)
+    rig.say(WORDS)
+    first, second = (message_to_chunk(rig.answer(START + steps * DT, delay=2 * DT), CONTRACT) for steps in (0, 2))
+    assert (first.delay, second.delay) == (0, 0 if realtime == 'none' else 2)
+    assert 0 <= second.confidence <= 1
+    assert least <= np.abs(second.actions[:2] - first.actions[2:]).max() <= most
+
+
+def test_an_unknown_mode_is_refused_when_it_is_set(graph: RosGraph) -> None:
+    node = graph.add(PolicyNode())
+    result, = node.set_parameters([Parameter('realtime', value='guide')])
+    assert not result.successful and "'guided'" in result.reason
 
 
 def test_a_checkpoint_that_does_not_fit_refuses_to_configure(

@@ -11,7 +11,7 @@ pytest.importorskip('metaworld')
 from geometry_msgs.msg import PoseStamped
 from rclpy.parameter import Parameter
 from rosgraph_msgs.msg import Clock
-from sensor_msgs.msg import CameraInfo, Image
+from sensor_msgs.msg import CameraInfo, Image, JointState
 from std_msgs.msg import Bool
 from std_srvs.srv import SetBool
 
@@ -79,6 +79,57 @@ def test_a_command_moves_the_hand_and_silence_stops_it(graph, contract):
     assert sim.active
 
 
+@pytest.fixture
+def arm():
+    return RobotContract.load(find_contract('so101'))
+
+
+def test_an_arm_ticks_at_control_rate_and_is_seen_at_policy_rate(graph, arm):
+    clocks, joints = graph.inbox(Clock, '/clock', 1000), graph.inbox(JointState, 'joint_states', 1000)
+    images = [graph.inbox(Image, camera.topic) for camera in arm.cameras]
+    start(graph, SimNode, contract='so101', real_time_factor=0.5)
+    graph.spin_until(lambda: all(len(seen) > 4 for seen in images) and len(joints) > 25)
+    for seen in images:
+        assert set(np.diff([codecs.from_time(image.header.stamp) for image in seen])) == {PERIOD}
+    stamps = [codecs.from_time(state.header.stamp) for state in joints]
+    assert set(np.diff(stamps)) == {PERIOD // 5}
+    assert set(np.diff([codecs.from_time(clock.clock) for clock in clocks])) == {PERIOD // 5}
+    assert {codecs.from_time(image.header.stamp) for image in images[0]} <= set(stamps)
+    assert tuple(joints[0].name) == arm.state[0].names
+
+
+@pytest.mark.parametrize('message', ['trajectory_msgs/JointTrajectory', 'std_msgs/Float64MultiArray'])
+def test_an_arm_follows_joint_angles_and_holds_them(graph, arm, tmp_path, message):
+    parts = tuple(part.model_copy(update={'message': message}) for part in arm.actions)
+    arm = arm.model_copy(update={'actions': parts})
+    arm.dump(tmp_path / 'so101.yaml')
+    joints = graph.inbox(JointState, 'joint_states', 1000)
+    start(graph, SimNode, contract=str(tmp_path / 'so101.yaml'))
+    bridge = CommandBridge(graph.probe, arm)
+    graph.spin_until(lambda: joints)
+    goal = np.array(joints[-1].position) + [0.2, 0.1, 0.1, -0.1, 0.3, 0.4]
+    graph.spin_until(lambda: not bridge.publish(goal, codecs.from_time(joints[-1].header.stamp))
+                     and np.abs(np.array(joints[-1].position) - goal).max() < 0.06)
+    count = len(joints)
+    graph.spin_until(lambda: len(joints) > count + 50)
+    assert np.abs(np.array(joints[-1].position) - goal).max() < 0.06, 'a position stays in force'
+
+
+def test_commands_without_a_header_make_steps_in_lockstep(graph, arm, tmp_path):
+    parts = tuple(part.model_copy(update={'message': 'std_msgs/Float64MultiArray'}) for part in arm.actions)
+    arm = arm.model_copy(update={'actions': parts})
+    arm.dump(tmp_path / 'so101.yaml')
+    states, joints = graph.inbox(SimulationState, 'sim/state'), graph.inbox(JointState, 'joint_states')
+    start(graph, SimNode, contract=str(tmp_path / 'so101.yaml'), lockstep=True)
+    bridge = CommandBridge(graph.probe, arm)
+    graph.spin_until(lambda: states and joints)
+    for count in (2, 3):
+        bridge.publish(np.array(joints[0].position), 0)
+        graph.spin_until(lambda count=count: len(states) == count and len(joints) == count)
+    assert [state.steps for state in states] == [0, 1, 2]
+    assert set(np.diff([codecs.from_time(state.header.stamp) for state in states])) == {PERIOD}
+
+
 def test_reset_changes_the_scene_and_time_goes_on(graph):
     states = graph.inbox(SimulationState, 'sim/state')
     start(graph, SimNode, task='drawer-open', seed=1, real_time_factor=4.0)
@@ -137,11 +188,12 @@ def test_commands_that_are_not_finite_are_not_executed(graph, contract):
     graph.spin_until(lambda: len(states) == 2)
 
 
-@pytest.mark.parametrize('noise', [0.0, 0.3])
-def test_expert_succeeds_in_lockstep_and_then_falls_silent(graph, noise):
+@pytest.mark.parametrize(('robot', 'task', 'noise'), [
+    ('metaworld', 'coffee-button', 0.0), ('metaworld', 'coffee-button', 0.3), ('so101', 'reach-green', 0.3)])
+def test_expert_succeeds_in_lockstep_and_then_falls_silent(graph, robot, task, noise):
     states, sentinel = graph.inbox(SimulationState, 'sim/state', 1000), graph.inbox(Bool, 'sentinel')
-    start(graph, SimNode, lockstep=True, task='coffee-button', seed=3, execution_noise=noise)
-    start(graph, ExpertNode, hold_steps=4)
+    start(graph, SimNode, contract=robot, lockstep=True, task=task, seed=3, execution_noise=noise)
+    start(graph, ExpertNode, contract=robot, hold_steps=4)
     graph.spin_until(lambda: states)
     assert graph.call(SetBool, 'expert/enable', SetBool.Request(data=True)).success
     graph.spin_until(lambda: sum(state.success for state in states[-4:]) == 4, 60.0)

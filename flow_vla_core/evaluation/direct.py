@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 import multiprocessing
 import time
 from typing import Protocol
@@ -13,23 +13,27 @@ from typing import Protocol
 import numpy as np
 
 from flow_vla_core.contract import RobotContract
-from flow_vla_core.errors import ConfigError
+from flow_vla_core.errors import ChunkError, Code, ConfigError
+from flow_vla_core.evaluation.command_trace import CommandTrace
 from flow_vla_core.evaluation.report import EpisodeResult
 from flow_vla_core.execution import ChunkFollower
+from flow_vla_core.execution.continuation import Realtime, Succession
 from flow_vla_core.messages import resize_image
-from flow_vla_core.simulation.metaworld import MAX_STEPS, MetaWorldRobot
-from flow_vla_core.types import ActionChunk, Observation
+from flow_vla_core.simulation.metaworld import MAX_STEPS
+from flow_vla_core.simulation.robots import SimulatedRobot, make_robot
+from flow_vla_core.types import ActionChunk, Continuation, Generated, Observation
 
 __all__ = ['Actor', 'DirectLoop', 'DirectSettings', 'EngineSource', 'Episode', 'observe', 'run_episodes']
 
 START = 1_000_000_000  # ns; the clock of an episode begins here
+SYNCHRONOUS = 'synchronous'
 
 
 class Actor(Protocol):
     """Declares what turns observations into plans; `flow_vla_core.engine.Engine` is one."""
 
-    def act(self, observation: Observation) -> np.ndarray:
-        """Return a plan (H, A) float32 in the contract's units."""
+    def act(self, observation: Observation, continuation: Continuation | None = None) -> Generated:
+        """Return a plan (H, A) float32 in the contract's units that continues the one in force."""
 
     def seed(self, seed: int) -> None:
         """Make what follows repeatable."""
@@ -40,16 +44,23 @@ class DirectSettings:
     """Chooses how the loop runs.
 
     Args:
-        replan_steps: control steps between two inferences.
-        latency_steps: steps after its observation at which a plan arrives.
-        max_steps: after which an episode is given up.
+        replan_steps: policy steps between two inferences, at least.
+        latency_steps: policy steps after its observation at which a plan arrives.
+        max_steps: policy steps after which an episode is given up.
         blank_images: give the policy black images.
+        schedule: how plans follow each other, as of `ChunkFollower`; a synchronous loop observes only when the actions
+            to execute are over, and the robot waits meanwhile.
+        interpolation: between actions, as of `ChunkFollower`.
+        realtime: how the actor is told to continue the plan in force.
     """
 
     replan_steps: int = 5
     latency_steps: int = 1
     max_steps: int = MAX_STEPS
     blank_images: bool = False
+    schedule: str = 'asynchronous'
+    interpolation: str = 'linear'
+    realtime: Realtime = 'none'
 
     def __post_init__(self) -> None:
         for name, least in (('replan_steps', 1), ('latency_steps', 0), ('max_steps', 1)):
@@ -76,6 +87,8 @@ class EngineSource:
         device: where it runs.
         allow_empty: answer an empty instruction instead of refusing it.
         threads: of torch; one is quickest for so small a batch while the simulation runs on the other cores.
+        realtime: how the engine continues plans.
+        beta: largest weight of guidance.
     """
 
     checkpoint: str
@@ -83,8 +96,10 @@ class EngineSource:
     device: str = 'auto'
     allow_empty: bool = False
     threads: int = 1
+    realtime: Realtime = 'none'
+    beta: float = 5.0
 
-    def __call__(self, contract: RobotContract, robot: MetaWorldRobot) -> Actor:
+    def __call__(self, contract: RobotContract, robot: SimulatedRobot) -> Actor:
         """Return the engine of the policy, warmed up."""
         import torch
 
@@ -92,17 +107,18 @@ class EngineSource:
         from flow_vla_core.training.checkpoint import load_checkpoint
         torch.set_num_threads(self.threads)
         engine = Engine(load_checkpoint(self.checkpoint, contract), device=self.device, steps=self.steps,
-                        allow_empty=self.allow_empty)
+                        allow_empty=self.allow_empty, realtime=self.realtime, beta=self.beta)
         engine.warm_up()
         return engine
 
 
 @dataclass
 class DirectLoop:
-    """Runs episodes: each step observes, maybe plans, follows the plan in force and moves the robot.
+    """Runs episodes: each policy step observes and plans if it is time, each control tick moves the robot by a command.
 
-    Time is the simulation's: observation k has the stamp ``START + k * policy_dt``; a plan made from it is usable
-    ``latency_steps`` later, and the commands pass the same `ChunkFollower` as on the robot.
+    Time is the simulation's: tick k has the time ``START + k * control_period``. As on the graph, one plan is made at a
+    time; it is usable ``latency_steps`` after its observation, what it has to continue is decided by the same
+    `Succession`, and the commands pass the same `ChunkFollower`. A plan that the follower refuses is counted and left.
 
     Args:
         contract: of the robot.
@@ -110,47 +126,93 @@ class DirectLoop:
         actor: makes the plans.
         settings: of the loop.
         motion: names the motion that the robot has made, for scenes that two tasks share; an episode ends with it.
+        trace: is told every plan and every command.
         generation_ms: fills with the time that each plan took, ms.
+        refusals: fills with the codes of plans that were refused.
     """
 
     contract: RobotContract
-    robot: MetaWorldRobot
+    robot: SimulatedRobot
     actor: Actor
     settings: DirectSettings = DirectSettings()
     motion: Callable[[object], str] | None = None
+    trace: CommandTrace | None = None
     generation_ms: list[float] = field(default_factory=list)
+    refusals: Counter[Code] = field(default_factory=Counter)
 
     def run(self, episode: Episode) -> EpisodeResult:
         """Run one episode to its end."""
         self.robot.reset(episode.task, episode.seed)
         self.actor.seed(episode.seed)
-        follower = ChunkFollower(self.contract)
-        history: deque[dict] = deque(maxlen=self.contract.history)
-        arriving: deque[tuple[int, ActionChunk]] = deque()
-        motion, limit = '', self.settings.max_steps
+        self._begin(episode.instruction)
+        motion, limit, tick = '', self.settings.max_steps, 0
+        ratio = round(self.contract.rates.policy_dt / self.robot.control_period)
         while self.robot.steps < limit and not (motion if self.motion else self.robot.success):
-            step = self.robot.steps
-            now = START + step * self.contract.rates.policy_dt_ns
-            due = step % self.settings.replan_steps == 0
-            if due or self.contract.history > 1:
-                history.append(self._sense(now))
-            if due and len(history) == self.contract.history:
-                chunk = self._plan(observe(self.contract, history, episode.instruction))
-                arriving.append((step + self.settings.latency_steps, chunk))
-            while arriving and arriving[0][0] <= step:
-                follower.accept(arriving.popleft()[1], now)
-            self.robot.step(follower.command(now, self.robot.state()).values)
+            now = START + tick * self.contract.rates.policy_dt_ns // ratio
+            if tick % ratio == 0:
+                self._policy_step(now)
+            self._control(now)
+            tick += 1
             motion = self.motion(self.robot.env) if self.motion else ''
         return EpisodeResult(episode.task, episode.instruction, episode.seed, self.robot.success, self.robot.steps,
                              limit, motion)
 
+    def _begin(self, words: str) -> None:
+        self._words = words
+        self._follower = self._make_follower(self.contract)
+        self._succession = Succession(self.contract, self.settings.replan_steps, self.settings.realtime)
+        self._history: deque[dict] = deque(maxlen=self.contract.history)
+        self._pending: ActionChunk | None = None
+        if self.trace is not None:
+            self.trace.begin(self._make_follower)
+
+    def _make_follower(self, contract: RobotContract) -> ChunkFollower:
+        settings = self.settings
+        execute = settings.replan_steps if settings.schedule == SYNCHRONOUS else None
+        return ChunkFollower(contract, control_hz=1 / self.robot.control_period, schedule=settings.schedule,
+                             interpolation=settings.interpolation, execute=execute)
+
+    def _policy_step(self, now: int) -> None:
+        self._arrive(now)
+        due = self._pending is None and self._succession.is_due(now, self._words)
+        if due or self.contract.history > 1:
+            self._history.append(self._sense(now))
+        if due and len(self._history) == self.contract.history:
+            self._pending = self._plan(observe(self.contract, self._history, self._words))
+            self._arrive(now)
+
+    def _arrive(self, now: int) -> None:
+        """Hand the plan over that has been made, if its latency is over."""
+        chunk, dt = self._pending, self.contract.rates.policy_dt_ns
+        if chunk is None or now < chunk.stamp + self.settings.latency_steps * dt:
+            return
+        self._pending = None
+        # A synchronous plan begins when it arrives, and the next one is due from there on.
+        begun = replace(chunk, stamp=now) if self.settings.schedule == SYNCHRONOUS else chunk
+        self._succession.publish(begun, now)
+        try:
+            accepted = self._follower.accept(chunk, now)
+        except ChunkError as error:
+            self.refusals[error.code] += 1
+        else:
+            if accepted and self.trace is not None:
+                self.trace.accept(chunk, now)
+
+    def _control(self, now: int) -> None:
+        measured = self.robot.state()
+        command = self._follower.command(now, measured)
+        self.robot.step(command.values)
+        if self.trace is not None:
+            self.trace.add(now, command, measured)
+
     def _plan(self, observation: Observation) -> ActionChunk:
+        rest = self._succession.continuation(observation.stamp, observation.instruction)
         start = time.perf_counter_ns()
-        actions = self.actor.act(observation)
+        made = self.actor.act(observation, rest)
         taken = time.perf_counter_ns() - start
         self.generation_ms.append(taken / 1e6)
-        return ActionChunk(observation.stamp, self.contract.rates.policy_dt_ns, actions, len(self.generation_ms),
-                           observation.instruction, taken)
+        return ActionChunk(observation.stamp, self.contract.rates.policy_dt_ns, made.actions, len(self.generation_ms),
+                           observation.instruction, taken, rest.delay if rest else 0, made.confidence)
 
     def _sense(self, now: int) -> dict:
         images = self.robot.images()
@@ -209,7 +271,7 @@ def run_episodes(contract: RobotContract, source: Callable, episodes: list[Episo
 
 def _make_loop(contract: RobotContract, source: Callable, settings: DirectSettings,
                motion: Callable | None) -> DirectLoop:
-    robot = MetaWorldRobot(contract)
+    robot = make_robot(contract)
     return DirectLoop(contract, robot, source(contract, robot), settings, motion)
 
 

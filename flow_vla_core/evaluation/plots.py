@@ -17,40 +17,34 @@ class Motion:
 
     Args:
         title: says which episode it was.
-        names: of the N axes.
+        names: of the N values.
+        unit: of the values.
         command_times: (K,) s.
-        commands: (K, N) commanded velocity, m/s.
-        position_times: (M,) s, on the same clock.
-        positions: (M, N) measured position, m.
+        commands: (K, N).
+        measured_times: (M,) s, on the same clock.
+        measured: (M, N) what the commands brought about.
         chunk_times: (C,) times at which the executor went over to another chunk, s.
     """
 
     title: str
     names: Sequence[str]
+    unit: str
     command_times: np.ndarray
     commands: np.ndarray
-    position_times: np.ndarray
-    positions: np.ndarray
+    measured_times: np.ndarray
+    measured: np.ndarray
     chunk_times: np.ndarray
-
-    @property
-    def velocities(self) -> tuple[np.ndarray, np.ndarray]:
-        """Measured velocity (M - 1, N) in m/s, and the middle of the interval (M - 1,) that each one was taken over."""
-        steps = np.diff(self.position_times)
-        middles = (self.position_times[:-1] + self.position_times[1:]) / 2
-        return middles, np.diff(self.positions, axis=0) / steps[:, None]
 
 
 def plot_motion(path: Path, motion: Motion) -> None:
-    """Draw commanded and measured velocity of each axis, and a line where the executor went over to another chunk."""
+    """Draw each commanded value and what was measured, and a line where the executor went over to another chunk."""
     figure, axes = _subplots(len(motion.names), 1, (10, 2.2 * len(motion.names)), sharex=True)
-    times, velocities = motion.velocities
     for index, (axis, name) in enumerate(zip(axes, motion.names)):
         for number, border in enumerate(motion.chunk_times):
             axis.axvline(border, color='0.85', linewidth=0.8, label='' if number else 'next chunk')
         axis.step(motion.command_times, motion.commands[:, index], where='post', label='commanded', linewidth=1.4)
-        axis.plot(times, velocities[:, index], label='measured', linewidth=1.4)
-        axis.set_ylabel(f'{name}, m/s')
+        axis.plot(motion.measured_times, motion.measured[:, index], label='measured', linewidth=1.4)
+        axis.set_ylabel(f'{name}, {motion.unit}')
     axes[0].set_title(motion.title, fontsize=10, loc='left')
     axes[0].legend(loc='lower right', bbox_to_anchor=(1, 1), fontsize=8, ncols=3, frameon=False)
     axes[-1].set_xlabel('time, s')

@@ -14,8 +14,8 @@ from flow_vla_core.evaluation.console import Progress
 from flow_vla_core.evaluation.direct import DirectSettings, EngineSource, Episode, run_episodes
 from flow_vla_core.evaluation.pair import PairReport, pair_episodes
 from flow_vla_core.evaluation.report import Percentiles, Report, Timing, summarise
-from flow_vla_core.simulation.judges import faucet_motion
-from flow_vla_core.simulation.metaworld import TASKS
+from flow_vla_core.simulation.judges import FAUCET_PAIR, faucet_motion
+from flow_vla_core.simulation.robots import tasks_of
 
 __all__ = ['UNSEEN_SEED', 'Plan', 'evaluate_direct', 'evaluate_pair', 'make_episodes']
 
@@ -47,9 +47,10 @@ class Plan:
     settings: DirectSettings = DirectSettings()
 
     def __post_init__(self) -> None:
+        known = tasks_of(self.contract)
         for task in self.tasks:
-            if task not in TASKS:
-                raise ConfigError(f'tasks: no task {task!r}; {closest(task, TASKS)}')
+            if task not in known:
+                raise ConfigError(f'tasks: no task {task!r}; {closest(task, known)}')
         if not self.tasks:
             raise ConfigError('tasks is empty; name at least one')
         if self.episodes < 1:
@@ -60,7 +61,8 @@ class Plan:
 
 def make_episodes(plan: Plan) -> list[Episode]:
     """List the episodes of a plan, task by task."""
-    return [Episode(task, plan.seed + index, TASKS[task] if plan.instruction is None else plan.instruction)
+    words = tasks_of(plan.contract)
+    return [Episode(task, plan.seed + index, words[task] if plan.instruction is None else plan.instruction)
             for task in plan.tasks for index in range(plan.episodes)]
 
 
@@ -95,6 +97,8 @@ def evaluate_pair(plan: Plan, *, source: Callable | None = None, workers: int = 
 
     The arguments are those of `evaluate_direct`; the plan's tasks and instruction are not used.
     """
+    if not set(FAUCET_PAIR) <= set(tasks_of(plan.contract)):
+        raise ConfigError(f'--pair: the robot {plan.contract.name!r} has no two tasks that share a scene')
     source = source or EngineSource(plan.checkpoint, plan.steps, device, allow_empty=True)
     orders = pair_episodes(plan.episodes, plan.seed)
     with Progress(len(orders), console, lambda results: PairReport.of(results).table()) as progress:

@@ -1,8 +1,12 @@
-"""What happens to action chunks at control rate: following by stamps, then limits."""
+"""What happens to action chunks at control rate: schedule, interpolation, limits."""
 
 from __future__ import annotations
 
-from flow_vla_core.execution.follower import ChunkFollower, Command, ExecutionState
-from flow_vla_core.execution.limits import PositionLimiter, RateLimiter, stopping_speed
+from flow_vla_core.execution.command import Command, ExecutionState
+from flow_vla_core.execution.follower import ChunkFollower
+from flow_vla_core.execution.interpolation import Interpolator
+from flow_vla_core.execution.limits import make_limiter
+from flow_vla_core.execution.motion import Motion
+from flow_vla_core.execution.schedules import make_schedule
 
-__all__ = ['ChunkFollower', 'Command', 'ExecutionState', 'PositionLimiter', 'RateLimiter', 'stopping_speed']
+__all__ = ['ChunkFollower', 'Command', 'ExecutionState', 'Interpolator', 'Motion', 'make_limiter', 'make_schedule']

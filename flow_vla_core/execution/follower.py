@@ -1,74 +1,52 @@
-"""Follows action chunks by their stamps and turns them into bounded commands."""
+"""Follows action chunks and turns them into bounded commands."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from enum import IntEnum
-from typing import Literal
 
 import numpy as np
 
-from flow_vla_core.contract import ActionPart, RobotContract
-from flow_vla_core.errors import ChunkFromFuture, ChunkNotFinite, ChunkShape, ChunkStep, ChunkTooOld, Code
-from flow_vla_core.execution.limits import make_limiter
+from flow_vla_core.contract import RobotContract
+from flow_vla_core.errors import Code, ConfigError
+from flow_vla_core.execution.admission import Admission
+from flow_vla_core.execution.command import Command, ExecutionState
+from flow_vla_core.execution.interpolation import InterpolationName, Interpolator
+from flow_vla_core.execution.limits import RATES, make_limiter
+from flow_vla_core.execution.motion import Motion
+from flow_vla_core.execution.plan_clock import PlanClock
+from flow_vla_core.execution.schedules import Plan, ScheduleName, make_schedule
+from flow_vla_core.execution.sources import measured_by, position_of
 from flow_vla_core.types import ActionChunk
 
-__all__ = ['ChunkFollower', 'Command', 'ExecutionState', 'Interpolation']
+__all__ = ['ChunkFollower']
 
-Interpolation = Literal['linear', 'hold']
-
-
-class ExecutionState(IntEnum):
-    """Numbers what the executor does; the same as in ExecutionStatus.msg (a test compares them)."""
-
-    IDLE = 0
-    FOLLOWING = 1
-    SLOWING = 2
-    HOLDING = 3
-    STOPPED = 4
-
-
-@dataclass(frozen=True)
-class Command:
-    """Holds what goes to the robot at one control tick.
-
-    Args:
-        values: (A,) float32 in the contract's units.
-        parts: names of the action parts that have a command; a position that was neither commanded nor measured yet
-            has none, and 0 in ``values``.
-        state: what the follower does.
-        code: why it does not follow, or ``OK``.
-        limited: whether a limit changed the command.
-        chunk_id: the chunk in force, 0 for none.
-        chunk_step: index of the action in force.
-        chunk_stamp: stamp of the chunk in force, ns.
-    """
-
-    values: np.ndarray
-    parts: tuple[str, ...]
-    state: ExecutionState
-    code: Code = Code.OK
-    limited: bool = False
-    chunk_id: int = 0
-    chunk_step: int = 0
-    chunk_stamp: int = 0
+CAREFUL = 0.5       # speed of a plan that the policy is not sure of
+ROUNDING = 1e-6
 
 
 class ChunkFollower:
-    r"""Follows the newest chunk: at time :math:`\tau` action :math:`\lfloor (\tau - stamp) / dt \rfloor` is in force.
+    """Follows chunks by a schedule, interpolates their actions, and bounds what comes out, last of all.
 
-    Positions are interpolated linearly between actions, velocities as told, displacements and grippers never. A chunk
-    that is accepted replaces what is left of the one before; its actions in the past are dropped. When the plan has
-    run out, or may no longer be trusted, the robot is slowed down within its limits and held. An emergency stop drops
-    the plan and latches. When time goes backwards the plan is dropped.
+    When the plan has run out, or may no longer be trusted, the robot is slowed down within its limits and held. An
+    emergency stop drops the plan and latches. When time goes backwards the plan is dropped. Positions that a state
+    stream measures begin there: until it has come, nothing is followed.
+
+    At a speed below 1 the clock of the plans runs slower by that factor, from now on, and velocities are as much
+    smaller: the robot takes the same way in more time. At 0 it holds. A plan ends at its own time all the same.
 
     Args:
         contract: says the parts of the action vector and their limits.
         control_hz: of `command`; the contract's if None.
-        interpolation: of velocities between actions, ``linear`` or ``hold``.
+        schedule: which actions of which chunks are due: ``asynchronous``, ``synchronous`` or ``ensembling``.
+        interpolation: between actions: ``linear``, ``cubic`` or ``hold``.
         future_tolerance: a chunk may be stamped this far ahead of the clock, ns; one policy step if None.
-        trust: a chunk is followed up to this age, ns; to its end if None.
+        trust: a chunk is followed for so long after its first action is due, ns; to its end if None.
+        execute: actions of a chunk that ``synchronous`` executes; all if None.
+        least_confidence: a chunk that is less sure is refused; one that does not say counts as 0.
+        careful_below: a chunk that is less sure is followed at half speed.
+
+    Raises:
+        ConfigError: if one of these is unknown or out of range.
 
     Example:
         >>> from flow_vla_core.contract import find_contract
@@ -82,52 +60,66 @@ class ChunkFollower:
     """
 
     def __init__(self, contract: RobotContract, *, control_hz: float | None = None,
-                 interpolation: Interpolation = 'linear', future_tolerance: int | None = None,
-                 trust: int | None = None) -> None:
-        self._contract = contract
+                 schedule: ScheduleName = 'asynchronous', interpolation: InterpolationName = 'linear',
+                 future_tolerance: int | None = None, trust: int | None = None, execute: int | None = None,
+                 least_confidence: float = 0.0, careful_below: float = 0.0) -> None:
+        self._contract, self._trust = contract, trust
         self._dt = contract.rates.policy_dt_ns
-        self._future_tolerance = self._dt if future_tolerance is None else future_tolerance
-        self._trust = trust
+        self._careful_below = _fraction('careful_below', careful_below)
         self._period = 1 / (control_hz or contract.rates.control_hz)
-        self._limiters = [make_limiter(part, self._period, contract.rates.policy_dt) for part in contract.actions]
-        self._linear = np.concatenate([np.full(part.dim, _is_linear(part, interpolation)) for part in contract.actions])
-        self._sources = [_measured_by(part, contract) for part in contract.actions]
-        self._stopped = False
+        self._admission = Admission(contract, self._dt if future_tolerance is None else future_tolerance,
+                                    _fraction('least_confidence', least_confidence))
+        self._interpolator = Interpolator(contract, interpolation)
+        self._schedule = make_schedule(schedule, self._interpolator.rotations, execute)
+        limiters = [make_limiter(part, self._period, contract.rates.policy_dt) for part in contract.actions]
+        self._parts = list(zip(contract.actions, contract.action_slices.values(), limiters))
+        self._rates = np.concatenate([np.full(part.dim, part.kind in RATES) for part in contract.actions])
+        self._sources = [measured_by(part, contract) for part in contract.actions]
+        self._clock, self._speed, self._stopped = PlanClock(), 1.0, False
         self.clear()
 
     @property
     def plan(self) -> ActionChunk | None:
-        """The chunk in force."""
-        return self._plan
+        """The newest chunk in force."""
+        return self._plans[-1].chunk if self._plans else None
 
     @property
     def needs(self) -> frozenset[str]:
         """Names of the state streams that `command` makes use of."""
-        boxes = {part.position_from for part, limiter in zip(self._contract.actions, self._limiters)
-                 if limiter.needs_position}
+        boxes = {part.position_from for part, _, limiter in self._parts if limiter.needs_position}
         return frozenset(boxes | {source[0] for source in self._sources if source is not None})
-
-    def clear(self) -> None:
-        """Forget plan and motion; an emergency stop stays."""
-        self._plan: ActionChunk | None = None
-        self._now: int | None = None
-        self._began = False
-        self._jumped = False
-        for limiter in self._limiters:
-            limiter.clear()
 
     @property
     def moving(self) -> bool:
         """Whether the last command was not rest."""
-        return any(limiter.moving for limiter in self._limiters)
+        return any(limiter.moving for _, _, limiter in self._parts)
+
+    @property
+    def speed(self) -> float:
+        """Scale of motion that was asked for, 0 to 1; it counts from the next command on."""
+        return self._speed
+
+    @speed.setter
+    def speed(self, speed: float) -> None:
+        self._speed = _fraction('speed', speed)
+
+    def clear(self) -> None:
+        """Forget plan and motion; an emergency stop and the speed stay."""
+        self._plans: tuple[Plan, ...] = ()
+        self._now: int | None = None
+        self._began = False
+        self._jumped = False
+        self._clock.clear()
+        for _, _, limiter in self._parts:
+            limiter.clear()
 
     def drop_plan(self) -> None:
         """Slow down and hold until the next chunk."""
-        self._plan = None
+        self._plans = ()
 
     def estop(self) -> None:
         """Drop the plan, slow down and hold until `reset_estop`."""
-        self._stopped, self._plan = True, None
+        self._stopped, self._plans = True, ()
 
     def reset_estop(self) -> None:
         """Wait for a new chunk."""
@@ -140,23 +132,23 @@ class ChunkFollower:
             ChunkShape: if it is not (H, A) with H at least 1.
             ChunkNotFinite: if it holds NaN or infinity.
             ChunkStep: if its step is not the contract's.
+            ChunkUnsure: if its confidence is below the least.
+            ChunkJump: if no robot within the limits can join its actions, or reach the one that is due.
             ChunkFromFuture: if it is stamped ahead of ``now``.
             ChunkTooOld: if all its actions lie in the past, or it is older than the chunk in force.
         """
-        self._check_content(chunk)
+        self._admission.check_content(chunk)
         self._notice_jump(now)
-        if chunk.stamp > now + self._future_tolerance:
-            raise ChunkFromFuture(f'chunk {chunk.id} is stamped {_seconds(chunk.stamp - now)} ahead of the clock; '
-                                  f'allowed: {_seconds(self._future_tolerance)}')
-        if self._end(chunk) <= now:
-            raise ChunkTooOld(f'chunk {chunk.id} is {_seconds(now - chunk.stamp)} old, its plan ended '
-                              f'{_seconds(now - self._end(chunk))} ago')
-        if self._plan is not None and chunk.stamp < self._plan.stamp:
-            raise ChunkTooOld(f'chunk {chunk.id} is {_seconds(self._plan.stamp - chunk.stamp)} older than the chunk '
-                              f'{self._plan.id} in force')
+        begin, end = self._schedule.span(chunk, now)
+        end = end if self._trust is None else min(end, begin + self._trust)
+        sure = not self._careful_below or chunk.confidence >= self._careful_below
+        plan = Plan(chunk, self._interpolator(chunk.actions), begin, end, (now - chunk.stamp) / self._dt, sure)
+        self._admission.check_times(plan, self._plans[-1] if self._plans else None, now)
+        self._admission.check_start(plan, self._asked_by(plan, now).values,
+                                    [limiter.last for _, _, limiter in self._parts], now)
         if self._stopped:
             return False
-        self._plan, self._began, self._jumped = chunk, True, False
+        self._plans, self._began, self._jumped = self._schedule.keep(self._plans, plan), True, False
         return True
 
     def command(self, now: int, measured: Mapping[str, np.ndarray] | None = None) -> Command:
@@ -170,24 +162,11 @@ class ChunkFollower:
         elapsed = self._advance(now)
         self._start_from(measured)
         code = self._code(now, measured)
-        if code == Code.OK:
-            target, step = self._target(now)
-            return self._follow(target, step, elapsed, measured)
-        return self._rest(code, elapsed, measured)
-
-    def _check_content(self, chunk: ActionChunk) -> None:
-        dim = self._contract.action_dim
-        if chunk.actions.ndim != 2 or chunk.actions.shape[1] != dim or not chunk.horizon:
-            raise ChunkShape(f'chunk {chunk.id} has the shape {chunk.actions.shape}, the contract wants (H, {dim})')
-        if not np.isfinite(chunk.actions).all():
-            row, column = np.argwhere(~np.isfinite(chunk.actions))[0]
-            raise ChunkNotFinite(f'chunk {chunk.id}: action {row}, value {column} is {chunk.actions[row, column]}')
-        if chunk.dt != self._dt:
-            raise ChunkStep(f'chunk {chunk.id} has steps of {_seconds(chunk.dt)}, '
-                            f'the contract has {_seconds(self._dt)}')
-
-    def _end(self, chunk: ActionChunk) -> int:
-        return chunk.end if self._trust is None else min(chunk.end, chunk.stamp + self._trust)
+        speed = self._speed * (1.0 if not self._plans or self._plans[-1].sure else CAREFUL)
+        self._clock.change(now, speed)
+        if code == Code.OK and speed > 0:
+            return self._follow(now, speed, elapsed, measured)
+        return self._rest(code, speed, elapsed, measured)
 
     def _advance(self, now: int) -> float:
         """Return the time since the last command, s, at most one period: lateness never allows a bigger change."""
@@ -197,79 +176,64 @@ class ChunkFollower:
 
     def _notice_jump(self, now: int) -> None:
         if self._now is not None and now < self._now:
-            self._now, self._plan, self._jumped = None, None, True
+            self._now, self._plans, self._jumped = None, (), True
+            self._clock.clear()
 
     def _start_from(self, measured: Mapping[str, np.ndarray]) -> None:
-        for source, limiter in zip(self._sources, self._limiters):
-            if source is not None and source[0] in measured and not limiter.known:
-                limiter.start_at(np.asarray(measured[source[0]])[source[1]])
+        for source, (_, _, limiter) in zip(self._sources, self._parts):
+            if source is not None and limiter.last is None and source[0] in measured:
+                limiter.start_at(np.append(measured[source[0]], np.nan)[source[1]])
 
     def _code(self, now: int, measured: Mapping[str, np.ndarray]) -> Code:
         if self._stopped:
             return Code.EMERGENCY_STOP
         if self._jumped:
             return Code.CLOCK_JUMP
-        if self._plan is None or self._end(self._plan) <= now:
+        if all(plan.end <= now for plan in self._plans):
             return Code.NO_CHUNK
-        if any(limiter.needs_position and _position(part, measured) is None
-               for part, limiter in zip(self._contract.actions, self._limiters)):
-            return Code.STATE_STALE
-        return Code.OK
+        lost = any(limiter.needs_position and position_of(part, measured) is None for part, _, limiter in self._parts)
+        unknown = any(source is not None and limiter.last is None and source[0] not in measured
+                      for source, (_, _, limiter) in zip(self._sources, self._parts))
+        return Code.STATE_STALE if lost or unknown else Code.OK
 
-    def _target(self, now: int) -> tuple[np.ndarray, int]:
-        actions = self._plan.actions.astype(np.float64)
-        step, rest = divmod(max(now - self._plan.stamp, 0), self._dt)
-        following = actions[min(step + 1, len(actions) - 1)]
-        slope = np.where(self._linear, following - actions[step], 0)
-        return actions[step] + slope * (rest / self._dt), step
+    def _steps(self, plan: Plan, now: int) -> float:
+        return max(self._clock.between(plan.begin, now), 0) / self._dt
 
-    def _follow(self, target: np.ndarray, step: int, elapsed: float, measured: Mapping[str, np.ndarray]) -> Command:
-        values, wanted = [], []
-        for part, place, limiter in self._parts():
-            values.append(limiter.follow(target[place], elapsed, _position(part, measured)))
-            wanted.append(limiter.unlimited(target[place]))
-        values = np.concatenate(values)
-        limited = not np.allclose(values, np.concatenate(wanted), rtol=1e-6, atol=1e-9)
-        names = tuple(part.name for part in self._contract.actions)
-        return Command(values.astype(np.float32), names, ExecutionState.FOLLOWING, Code.OK, limited,
-                       self._plan.id, step, self._plan.stamp)
+    def _asked_by(self, plan: Plan, now: int) -> Motion:
+        return plan.curve.at(self._steps(plan, now))
 
-    def _rest(self, code: Code, elapsed: float, measured: Mapping[str, np.ndarray]) -> Command:
-        values = np.concatenate([limiter.rest(elapsed, _position(part, measured))
-                                 for part, _, limiter in self._parts()])
-        names = tuple(part.name for part, _, limiter in self._parts() if limiter.known)
+    def _follow(self, now: int, speed: float, elapsed: float, measured: Mapping[str, np.ndarray]) -> Command:
+        goal = self._schedule.blend([self._asked_by(plan, now) for plan in self._plans if plan.end > now])
+        goal = goal.slowed(speed, self._rates)
+        values = np.concatenate([limiter.follow(goal[place], elapsed, position_of(part, measured))
+                                 for part, place, limiter in self._parts])
+        wanted = np.concatenate([limiter.unlimited(goal[place]) for _, place, limiter in self._parts])
+        limited = bool((np.abs(values - wanted) > ROUNDING * (1 + np.abs(wanted))).any())
+        plan = self._plans[-1]
+        step = min(int(self._steps(plan, now)), plan.chunk.horizon - 1)
+        return Command(values.astype(np.float32), tuple(part.name for part, _, _ in self._parts),
+                       ExecutionState.FOLLOWING, Code.OK, limited, plan.chunk.id, step, plan.chunk.stamp,
+                       self._velocities(), plan.chunk.confidence, plan.delay, speed)
+
+    def _rest(self, code: Code, speed: float, elapsed: float, measured: Mapping[str, np.ndarray]) -> Command:
+        values = np.concatenate([limiter.rest(elapsed, position_of(part, measured))
+                                 for part, _, limiter in self._parts])
+        names = tuple(part.name for part, _, limiter in self._parts if limiter.last is not None)
+        return Command(values.astype(np.float32), names, self._state_of_rest(), code, velocities=self._velocities(),
+                       speed=speed)
+
+    def _state_of_rest(self) -> ExecutionState:
         if self._stopped:
-            state = ExecutionState.STOPPED
-        elif self.moving:
-            state = ExecutionState.SLOWING
-        else:
-            state = ExecutionState.HOLDING if self._began else ExecutionState.IDLE
-        return Command(values.astype(np.float32), names, state, code)
+            return ExecutionState.STOPPED
+        if self.moving:
+            return ExecutionState.SLOWING
+        return ExecutionState.HOLDING if self._began else ExecutionState.IDLE
 
-    def _parts(self) -> list[tuple]:
-        return list(zip(self._contract.actions, self._contract.action_slices.values(), self._limiters))
+    def _velocities(self) -> np.ndarray:
+        return np.concatenate([limiter.rates for _, _, limiter in self._parts]).astype(np.float32)
 
 
-def _is_linear(part: ActionPart, interpolation: Interpolation) -> bool:
-    if part.kind in ('ee_twist', 'joint_velocity'):
-        return interpolation == 'linear'
-    return part.kind in ('joint_position', 'ee_pose')
-
-
-def _measured_by(part: ActionPart, contract: RobotContract) -> tuple[str, list[int]] | None:
-    """Find the state stream, and the places in it, that measure what a part of positions commands."""
-    for stream in contract.state:
-        joints = part.kind == 'joint_position' and stream.field == 'position'
-        pose = part.kind == 'ee_pose' and stream.name == part.position_from
-        if (joints or pose) and stream.unit == part.unit and set(part.names) <= set(stream.names):
-            return stream.name, [stream.names.index(name) for name in part.names]
-    return None
-
-
-def _position(part: ActionPart, measured: Mapping[str, np.ndarray]) -> np.ndarray | None:
-    position = measured.get(part.position_from)
-    return position if position is not None and np.isfinite(position).all() else None
-
-
-def _seconds(nanoseconds: int) -> str:
-    return f'{nanoseconds * 1e-9:.3f} s'
+def _fraction(name: str, value: float) -> float:
+    if not 0 <= value <= 1:
+        raise ConfigError(f'{name}: {value} is not allowed; allowed: 0 to 1')
+    return float(value)

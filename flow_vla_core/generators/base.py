@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from flow_vla_core.errors import ConfigError, InputError, TrainingError
+from flow_vla_core.generators.realtime import Guide
 from flow_vla_core.networks import NetworkConfig, Sizes
 from flow_vla_core.types import Condition
 
-__all__ = ['FamilyConfig', 'Generator', 'LikelihoodGenerator', 'Student', 'begin_with', 'masked_mean', 'repeat']
+__all__ = ['Continuing', 'FamilyConfig', 'Generator', 'Guidable', 'LikelihoodGenerator', 'Student', 'begin_with',
+           'masked_mean', 'repeat']
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,8 @@ class Generator(nn.Module, ABC):
         return self._loss(actions, condition, mask, generator)
 
     def sample(self, condition: Condition, *, noise: Tensor | None = None, steps: int | None = None,
-               prefix: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+               prefix: Tensor | None = None, guide: Guide | None = None,
+               generator: torch.Generator | None = None) -> Tensor:
         """Make one chunk for each condition: (B, H, A).
 
         Args:
@@ -93,26 +96,34 @@ class Generator(nn.Module, ABC):
             steps: effort; None takes the generator's own.
             prefix: (B, D, A) actions that the chunk begins with, D below H; the rest is made to follow them where the
                 family can.
+            guide: what is left of the plan in force, which the chunk is led to go on from; not together with a prefix.
             generator: source of randomness.
 
         Raises:
-            InputError: for other shapes.
-            ConfigError: for fewer than one step.
+            InputError: for other shapes; with a guide, inside `torch.inference_mode`.
+            ConfigError: for fewer than one step, or a guide that the family can't follow.
         """
         self._check_condition(condition)
-        shape = (len(condition), self.sizes.horizon, self.sizes.action_dim)
-        if noise is None:
-            noise = torch.randn(shape, generator=generator).to(condition.vector)
-        elif noise.shape != shape:
-            raise InputError(f'noise: shape {tuple(noise.shape)}; allowed: {shape}')
+        noise = self._begin(condition, noise, generator)
+        steps = self.steps if steps is None else steps
+        _check_steps(steps)
+        if guide is not None:
+            return self._follow(guide, prefix, condition, noise, steps, generator)
         if prefix is not None and (prefix.ndim != 3 or prefix[:, :0].shape != noise[:, :0].shape
-                                   or prefix.shape[1] >= shape[1]):
-            raise InputError(f'prefix: shape {tuple(prefix.shape)}; allowed: ({shape[0]}, less than {shape[1]}, '
-                             f'{shape[2]})')
-        if steps is not None:
-            _check_steps(steps)
-        prefix = None if prefix is None else prefix.to(noise)
-        return self._sample(condition, noise, self.steps if steps is None else steps, prefix, generator)
+                                   or prefix.shape[1] >= noise.shape[1]):
+            raise InputError(f'prefix: shape {tuple(prefix.shape)}; allowed: ({len(noise)}, less than '
+                             f'{noise.shape[1]}, {noise.shape[2]})')
+        return self._sample(condition, noise, steps, None if prefix is None else prefix.to(noise), generator)
+
+    @property
+    def guidable(self) -> bool:
+        """Whether chunks can be led by a `Guide`."""
+        return isinstance(self, Guidable)
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether a sample surely takes the same operations whatever the numbers are, so that it can be recorded."""
+        return False
 
     def after_step(self) -> None:
         """Hear that the optimiser has made a step; a family with averaged targets takes the new weights in here."""
@@ -127,6 +138,26 @@ class Generator(nn.Module, ABC):
                 generator: torch.Generator | None) -> Tensor:
         """Make chunks out of noise (B, H, A); all arguments are checked."""
 
+    def _begin(self, condition: Condition, noise: Tensor | None, generator: torch.Generator | None) -> Tensor:
+        shape = (len(condition), self.sizes.horizon, self.sizes.action_dim)
+        if noise is None:
+            return torch.randn(shape, generator=generator).to(condition.vector)
+        if noise.shape != shape:
+            raise InputError(f'noise: shape {tuple(noise.shape)}; allowed: {shape}')
+        return noise
+
+    def _follow(self, guide: Guide, prefix: Tensor | None, condition: Condition, noise: Tensor, steps: int,
+                generator: torch.Generator | None) -> Tensor:
+        if not self.guidable:
+            raise ConfigError(f'realtime: {type(self).__name__} integrates no field that a guide could steer; allowed: '
+                              'a prefix')
+        if prefix is not None:
+            raise InputError('prefix and guide: both are given; allowed: one of them')
+        left, (batch, horizon, width) = guide.actions.shape, noise.shape
+        if (left[0], left[2]) != (batch, width) or left[1] > horizon:
+            raise InputError(f'guide: shape {tuple(left)}; allowed: ({batch}, at most {horizon}, {width})')
+        return self._sample_guided(condition, noise, steps, guide.to(noise), generator)
+
     def _check(self, actions: Tensor, condition: Condition) -> None:
         self._check_condition(condition)
         shape = (len(condition), self.sizes.horizon, self.sizes.action_dim)
@@ -140,6 +171,31 @@ class Generator(nn.Module, ABC):
         vector, width = condition.vector, self.sizes.condition_dim
         if vector.ndim != 2 or vector.shape[1] != width:
             raise InputError(f'condition: shape {tuple(vector.shape)}; allowed: (any, {width})')
+
+
+class Guidable(Generator):
+    """Declares a generator that integrates a field, which a plan in force can steer while it does."""
+
+    @abstractmethod
+    def _sample_guided(self, condition: Condition, noise: Tensor, steps: int, guide: Guide,
+                       generator: torch.Generator | None) -> Tensor:
+        """Make chunks out of noise (B, H, A) that go on from a plan; all arguments are checked."""
+
+
+class Continuing(Generator):
+    """Declares a generator whose chunks can go on from a prefix whose length is not known before it runs."""
+
+    @abstractmethod
+    def go_on(self, condition: Condition, noise: Tensor, steps: int, begun: Tensor, known: Tensor) -> Tensor:
+        """Make chunks (B, H, A) that begin with what is known, by the same operations whatever is known.
+
+        Args:
+            condition: what to answer.
+            noise: (B, H, A) to begin from.
+            steps: effort.
+            begun: (B, H, A), of which only the known ones count.
+            known: (H,) bool, true for the first few.
+        """
 
 
 class LikelihoodGenerator(Generator):

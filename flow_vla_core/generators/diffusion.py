@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from flow_vla_core.errors import ConfigError, closest
-from flow_vla_core.generators.base import FamilyConfig, Generator, begin_with, masked_mean, repeat
+from flow_vla_core.generators.base import FamilyConfig, Guidable, begin_with, masked_mean, repeat
+from flow_vla_core.generators.realtime import Guide, pull
 from flow_vla_core.generators.schedules import NoiseSchedule
 from flow_vla_core.networks import NetworkConfig, Sizes
 from flow_vla_core.types import Condition
@@ -123,7 +124,7 @@ class DiffusionConfig(FamilyConfig):
         return cls(steps=3, training_steps=10)
 
 
-class DiffusionPolicy(Generator):
+class DiffusionPolicy(Guidable):
     """Learns to take the noise out of ``x_k = sqrt(a_k) actions + sqrt(1 - a_k) eps``, and does so step by step.
 
     Diffusion Policy, Chi et al., arXiv 2303.04137: the loss is the mean squared error of what the network predicts at
@@ -166,6 +167,11 @@ class DiffusionPolicy(Generator):
         self.network, self.schedule = network, schedule
         self.prediction, self.sampler, self.clip, self.draws = prediction, sampler, clip, draws
 
+    @property
+    def is_fixed(self) -> bool:
+        """Always."""
+        return True
+
     def _loss(self, actions: Tensor, condition: Condition, mask: Tensor | None,
               generator: torch.Generator | None) -> Tensor:
         actions, condition, mask = repeat(self.draws, actions, condition, mask)
@@ -180,14 +186,31 @@ class DiffusionPolicy(Generator):
     def _sample(self, condition: Condition, noise: Tensor, steps: int, prefix: Tensor | None,
                 generator: torch.Generator | None) -> Tensor:
         """Take the noise out step by step. As estimates of its own actions a prefix moves on its noisy path."""
+        def estimate(x: Tensor, step: int) -> Tensor:
+            return begin_with(prefix, self._estimate(x, step, condition))
+
+        first = self.schedule.levels[self.schedule.visit(steps)[0]]
+        x = noise if prefix is None else begin_with(_mix(prefix, noise, first), noise)
+        return begin_with(prefix, self._denoise(estimate, x, steps, generator))
+
+    def _sample_guided(self, condition: Condition, noise: Tensor, steps: int, guide: Guide,
+                       generator: torch.Generator | None) -> Tensor:
+        """Correct each estimate of the actions: ``A + min(beta, 1 / signal) J^T W (Y - A)`` (arXiv 2310.04432)."""
+        def estimate(x: Tensor, step: int) -> Tensor:
+            clean, correction = pull(lambda x: (self._estimate(x, step, condition),) * 2, x, guide)
+            return clean + min(guide.beta, 1 / math.sqrt(self.schedule.levels[step])) * correction
+
+        return self._denoise(estimate, noise, steps, generator)
+
+    def _denoise(self, estimate: Callable[[Tensor, int], Tensor], x: Tensor, steps: int,
+                 generator: torch.Generator | None) -> Tensor:
+        """Take the noise out of x step by step, after estimates of the actions."""
         visited = self.schedule.visit(steps)
-        x = noise if prefix is None else begin_with(_mix(prefix, noise, self.schedule.levels[visited[0]]), noise)
         for step, following in zip(visited, (*visited[1:], None)):
-            clean = begin_with(prefix, self._estimate(x, step, condition))
             then = 1.0 if following is None else self.schedule.levels[following]
-            x = SAMPLERS[self.sampler](x, clean, self.schedule.levels[step], then,
-                                       lambda: torch.randn(noise.shape, generator=generator).to(noise))
-        return begin_with(prefix, x)
+            x = SAMPLERS[self.sampler](x, estimate(x, step), self.schedule.levels[step], then,
+                                       lambda like=x: torch.randn(like.shape, generator=generator).to(like))
+        return x
 
     def _estimate(self, x: Tensor, step: int, condition: Condition) -> Tensor:
         """Return the actions (B, H, A) that x at step k comes from, as far as the network can tell."""

@@ -65,6 +65,11 @@ class Distilled(Student):
     def _begin_as(self, teacher: Generator) -> None:
         adopt(self.network, getattr(teacher, 'network', None))
 
+    @property
+    def is_fixed(self) -> bool:
+        """Always."""
+        return True
+
     def _loss(self, actions: Tensor, condition: Condition, mask: Tensor | None,
               generator: torch.Generator | None) -> Tensor:
         noise, made = draw_pairs(self.teacher, condition, self.teacher_steps, generator)

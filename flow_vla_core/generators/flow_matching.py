@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import partial
+import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from flow_vla_core.divergence import draw_probe, hutchinson_divergence
 from flow_vla_core.errors import ConfigError, closest
-from flow_vla_core.generators.base import FamilyConfig, LikelihoodGenerator, begin_with, masked_mean, repeat
+from flow_vla_core.generators.base import (
+    Continuing,
+    FamilyConfig,
+    Guidable,
+    LikelihoodGenerator,
+    masked_mean,
+    repeat,
+)
 from flow_vla_core.generators.change_of_variables import ode_log_prob
 from flow_vla_core.generators.couplings import COUPLINGS, Coupling, Independent
-from flow_vla_core.generators.guidance import NullCondition, guided
+from flow_vla_core.generators.guidance import NullCondition, blended, heard
 from flow_vla_core.generators.paths import PATHS, Path, StraightPath
+from flow_vla_core.generators.prepared import PreparedField
+from flow_vla_core.generators.realtime import Guide, steer
 from flow_vla_core.generators.times import TIMES
 from flow_vla_core.networks import NetworkConfig, Sizes
-from flow_vla_core.solvers import ADAPTIVE, METHODS, Field, solve, solve_adaptively
+from flow_vla_core.solvers import ADAPTIVE, METHODS, Field, solve, solve_adaptively, visited
 from flow_vla_core.types import Condition
 
 __all__ = ['FlowMatching', 'FlowMatchingConfig']
@@ -45,6 +56,7 @@ class FlowMatchingConfig(FamilyConfig):
     drop: float = 0.0
     guidance: float = 1.0
     tolerance: float = 1e-5
+    prefix_steps: int = 0
 
     def build(self, sizes: Sizes, network: NetworkConfig) -> FlowMatching:
         """Make it with a network of its own."""
@@ -52,10 +64,11 @@ class FlowMatchingConfig(FamilyConfig):
         _check_name('coupling', self.coupling, COUPLINGS)
         return FlowMatching(network.build(sizes), sizes, steps=self.steps, solver=self.solver, time=self.time,
                             draws=self.draws, path=PATHS[self.path](), coupling=COUPLINGS[self.coupling](),
-                            drop=self.drop, guidance=self.guidance, tolerance=self.tolerance)
+                            drop=self.drop, guidance=self.guidance, tolerance=self.tolerance,
+                            prefix_steps=self.prefix_steps)
 
 
-class FlowMatching(LikelihoodGenerator):
+class FlowMatching(LikelihoodGenerator, Guidable, Continuing):
     """Learns the velocity of paths from noise to actions: the mean of ``|v(x_t, t, c) - dx_t/dt|^2`` is least.
 
     On the straight path x_t = (1 - t) noise + t actions the velocity is actions - noise (arXiv 2210.02747, equation 23;
@@ -77,6 +90,10 @@ class FlowMatching(LikelihoodGenerator):
             some.
         guidance: weight w of classifier-free guidance, see `guided`; 1 follows the condition, 0 ignores it.
         tolerance: relative and absolute, of adaptive solvers and of the likelihood.
+        prefix_steps: longest prefix that it learns to go on from. In training a random number of actions, 0 to so many,
+            is given as they are at the time 1, and the loss is that of the others: real-time chunking without a
+            gradient at inference (arXiv 2512.05964). Longer prefixes are an extrapolation. With 0, a prefix moves on
+            its own path from noise to actions.
 
     Raises:
         ConfigError: for an unknown solver or distribution, fewer than one step or draw, or a number out of range.
@@ -92,7 +109,7 @@ class FlowMatching(LikelihoodGenerator):
 
     def __init__(self, network: nn.Module, sizes: Sizes, *, steps: int = 5, solver: str = 'euler',
                  time: str = 'beta', draws: int = 4, path: Path | None = None, coupling: Coupling | None = None,
-                 drop: float = 0.0, guidance: float = 1.0, tolerance: float = 1e-5) -> None:
+                 drop: float = 0.0, guidance: float = 1.0, tolerance: float = 1e-5, prefix_steps: int = 0) -> None:
         super().__init__(sizes, steps)
         _check_name('solver', solver, METHODS)
         _check_name('time', time, TIMES)
@@ -101,11 +118,18 @@ class FlowMatching(LikelihoodGenerator):
         _check_range('guidance', guidance, guidance == 1 or (drop > 0 and guidance >= 0),
                      '0 or more, and only 1 if drop is 0')
         _check_range('tolerance', tolerance, tolerance > 0, 'above 0')
-        self.network = network
+        _check_range('prefix_steps', prefix_steps, 0 <= prefix_steps < sizes.horizon,
+                     f'from 0 to below {sizes.horizon}')
+        self.network, self.prefix_steps = network, prefix_steps
         self.solver, self.draws, self.drop, self.guidance, self.tolerance = solver, draws, drop, guidance, tolerance
         self.path, self.coupling = path or StraightPath(), coupling or Independent()
         self.null = NullCondition(sizes) if drop else None
         self._draw_time = TIMES[time]
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether the solver's steps are."""
+        return self.solver not in ADAPTIVE
 
     def pair_loss(self, noise: Tensor, actions: Tensor, condition: Condition, mask: Tensor | None = None,
                   generator: torch.Generator | None = None) -> Tensor:
@@ -121,17 +145,24 @@ class FlowMatching(LikelihoodGenerator):
         t = self._draw_time(len(actions), generator).to(actions)
         if self.null is not None:
             condition = self.null.drop(condition, self.drop, generator)
-        found = self.network(self.path.mix(noise, actions, t), t, condition).to(actions.dtype)
-        return masked_mean((found - self.path.velocity(noise, actions, t)).square(), mask)
+        if not (self.training and self.prefix_steps):
+            found = self.network(self.path.mix(noise, actions, t), t, condition).to(actions.dtype)
+            return masked_mean((found - self.path.velocity(noise, actions, t)).square(), mask)
+        known = self._draw_known(actions, generator)
+        t = torch.where(known, 1.0, t[:, None])
+        mixed = torch.where(known[..., None], actions, self.path.mix(noise, actions, t))
+        found = self.network(mixed, t, condition).to(actions.dtype)
+        return masked_mean((found - self.path.velocity(noise, actions, t)).square(),
+                           ~known if mask is None else mask & ~known)
 
     def velocity(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """Return the velocity (B, H, A), guided, at points x (B, H, A) and times t (B,)."""
-        return self._guided(condition)(x, t).to(x.dtype)
+        times, told = (t if self.guidance in (0, 1) else torch.cat([t, t])), self._told(condition)
+        return blended(lambda x, _: self.network(x, times, told), self.guidance)(x, math.nan).to(x.dtype)
 
     def field(self, condition: Condition) -> Field:
         """Return the velocity that samples follow: a function of x (B, H, A) and t, a number."""
-        velocity = self._guided(condition)
-        return lambda x, t: velocity(x, torch.full((len(x),), t, dtype=x.dtype, device=x.device)).to(x.dtype)
+        return blended(PreparedField(self.network, self._told(condition)), self.guidance)
 
     def estimate_log_prob(self, actions: Tensor, condition: Condition, probe: str = 'rademacher',
                           generator: torch.Generator | None = None) -> Tensor:
@@ -157,24 +188,47 @@ class FlowMatching(LikelihoodGenerator):
         noise = self.coupling.pair(noise, actions, condition, mask)
         return self.pair_loss(noise, actions, condition, mask, generator)
 
-    def _sample(self, condition: Condition, noise: Tensor, steps: int, prefix: Tensor | None,
-                generator: torch.Generator | None) -> Tensor:
-        """Integrate from noise. The network sees a prefix on its own path, wherever the solver has taken it."""
-        field, known = self.field(condition), None if prefix is None else noise[:, :prefix.shape[1]]
+    def _draw_known(self, actions: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Choose which actions are given in training: (B, H) bool, the first few."""
+        batch, horizon, _ = actions.shape
+        count = torch.randint(0, self.prefix_steps + 1, (batch, 1), generator=generator)
+        return (torch.arange(horizon) < count).to(actions.device)
+
+    def go_on(self, condition: Condition, noise: Tensor, steps: int, begun: Tensor, known: Tensor) -> Tensor:
+        """Integrate from noise; the network sees what is known as it learned to, wherever the solver has taken it."""
+        field = self._prepared(condition, noise, steps, known if self.prefix_steps else None)
 
         def velocity(x: Tensor, t: float) -> Tensor:
-            return field(x if prefix is None else begin_with(self.path.mix(known, prefix, t), x), t)
+            seen = begun if self.prefix_steps else self.path.mix(noise, begun, t)
+            return field(torch.where(known[:, None], seen, x), t)
 
-        return begin_with(prefix, self._integrate(velocity, noise, steps))
+        return torch.where(known[:, None], begun, self._integrate(velocity, noise, steps))
+
+    def _sample(self, condition: Condition, noise: Tensor, steps: int, prefix: Tensor | None,
+                generator: torch.Generator | None) -> Tensor:
+        if prefix is None:
+            return self._integrate(self._prepared(condition, noise, steps), noise, steps)
+        count, horizon = prefix.shape[1], noise.shape[1]
+        known = torch.arange(horizon, device=noise.device) < count
+        return self.go_on(condition, noise, steps, functional.pad(prefix, (0, 0, 0, horizon - count)), known)
+
+    def _sample_guided(self, condition: Condition, noise: Tensor, steps: int, guide: Guide,
+                       generator: torch.Generator | None) -> Tensor:
+        return self._integrate(steer(self._prepared(condition, noise, steps), guide, self.path), noise, steps)
+
+    def _prepared(self, condition: Condition, noise: Tensor, steps: int,
+                  known: Tensor | None = None) -> Field:
+        """Make the field for a sample: the times at which the solver will ask are prepared."""
+        field = PreparedField(self.network, self._told(condition), known)
+        return blended(field.prepare(visited(steps, self.solver), noise), self.guidance)
 
     def _integrate(self, velocity: Field, noise: Tensor, steps: int) -> Tensor:
         if self.solver in ADAPTIVE:
             return solve_adaptively(velocity, noise, self.solver, rtol=self.tolerance, atol=self.tolerance).end
         return solve(velocity, noise, steps, self.solver)
 
-    def _guided(self, condition: Condition) -> Callable[[Tensor, Tensor], Tensor]:
-        null = condition if self.null is None else self.null.like(condition)
-        return guided(self.network, condition, null, self.guidance)
+    def _told(self, condition: Condition) -> Condition:
+        return heard(condition, None if self.null is None else self.null.like(condition), self.guidance)
 
     def _log_prob(self, actions: Tensor, condition: Condition) -> Tensor:
         return ode_log_prob(self.field(condition), actions, rtol=self.tolerance, atol=self.tolerance)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
 from flow_vla_core.networks import Sizes
+from flow_vla_core.solvers import Field
 from flow_vla_core.types import Condition
 
-__all__ = ['NullCondition', 'Velocity', 'guided']
-
-Velocity = Callable[[Tensor, Tensor, Condition], Tensor]
+__all__ = ['NullCondition', 'blended', 'heard']
 
 
 class NullCondition(nn.Module):
@@ -48,36 +45,46 @@ class NullCondition(nn.Module):
         return Condition(torch.where(away, null.vector, vector), tokens)
 
 
-def guided(velocity: Velocity, condition: Condition, null: Condition,
-           weight: float) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return the field (x, t) -> ``v(null) + w (v(condition) - v(null))``, from one call of the network.
+def heard(condition: Condition, null: Condition | None, weight: float) -> Condition:
+    """Return what a network has to be told for `blended`: the condition, the null condition, or one after the other.
+
+    Args:
+        condition: to be followed.
+        null: what stands for none, of the same length; may be missing where w is 1.
+        weight: w.
+
+    Example:
+        >>> len(heard(Condition(torch.ones(1, 2)), Condition(torch.zeros(1, 2)), 3.0))
+        2
+    """
+    if weight == 1:
+        return condition
+    if weight == 0:
+        return null
+    tokens = None if condition.tokens is None else torch.cat([condition.tokens, null.tokens])
+    return Condition(torch.cat([condition.vector, null.vector]), tokens)
+
+
+def blended(field: Field, weight: float) -> Field:
+    """Return the field ``v(null) + w (v(condition) - v(null))``, from one call of the network.
 
     Ho and Salimans, arXiv 2207.12598, in the convention where w = 1 follows the condition and w = 0 ignores it, both
     exactly and without a second answer; w above 1 exaggerates the condition. (The paper's weight is w - 1.)
 
     Args:
-        velocity: (x, t, condition) -> (B, H, A).
-        condition: to be followed.
-        null: what stands for none, of the same length.
+        field: velocity of x at t, told what `heard` returns for the same weight.
         weight: w.
 
     Example:
-        >>> field = guided(lambda x, t, c: c.vector, Condition(torch.ones(1, 2)), Condition(torch.zeros(1, 2)), 3.0)
-        >>> field(torch.zeros(1, 2), torch.zeros(1))
+        >>> told = heard(Condition(torch.ones(1, 2)), Condition(torch.zeros(1, 2)), 3.0)
+        >>> blended(lambda x, t: told.vector, 3.0)(torch.zeros(1, 2), 0.0)
         tensor([[3., 3.]])
     """
     if weight in (0, 1):
-        wanted = condition if weight else null
-        return lambda x, t: velocity(x, t, wanted)
-    both = _join(condition, null)
+        return field
 
-    def field(x: Tensor, t: Tensor) -> Tensor:
-        follows, ignores = velocity(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
+    def blend(x: Tensor, t: float) -> Tensor:
+        follows, ignores = field(torch.cat([x, x]), t).chunk(2)
         return ignores + weight * (follows - ignores)
 
-    return field
-
-
-def _join(first: Condition, second: Condition) -> Condition:
-    tokens = None if first.tokens is None else torch.cat([first.tokens, second.tokens])
-    return Condition(torch.cat([first.vector, second.vector]), tokens)
+    return blend

@@ -61,6 +61,11 @@ class MeanFlow(Generator):
             raise ConfigError(f'generator.share: {share}; allowed: 0 to 1')
         self.average, self.share = network, share
 
+    @property
+    def is_fixed(self) -> bool:
+        """Always."""
+        return True
+
     def _loss(self, actions: Tensor, condition: Condition, mask: Tensor | None,
               generator: torch.Generator | None) -> Tensor:
         noise = torch.randn(actions.shape, generator=generator).to(actions)

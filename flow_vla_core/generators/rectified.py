@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from flow_vla_core.errors import ConfigError, closest
-from flow_vla_core.generators.base import FamilyConfig, Generator, Student
+from flow_vla_core.generators.base import FamilyConfig, Generator, Guidable, Student
 from flow_vla_core.generators.losses import find_loss
+from flow_vla_core.generators.realtime import Guide
 from flow_vla_core.generators.span import follow
 from flow_vla_core.generators.teaching import adopt, draw_pairs
 from flow_vla_core.networks import NetworkConfig, Sizes
@@ -38,7 +39,7 @@ class RectifiedFlowConfig(FamilyConfig):
                              teacher_steps=self.teacher_steps, loss=self.loss)
 
 
-class RectifiedFlow(Student):
+class RectifiedFlow(Student, Guidable):
     """Learns the velocity of the straight lines from noise to what a teacher makes of that noise (reflow).
 
     ``x_t = (1 - t) noise + t teacher(noise)``, target ``teacher(noise) - noise``. The teacher's pairs hardly cross, so
@@ -83,6 +84,11 @@ class RectifiedFlow(Student):
     def _begin_as(self, teacher: Generator) -> None:
         adopt(self.network, getattr(teacher, 'network', None))
 
+    @property
+    def is_fixed(self) -> bool:
+        """Always."""
+        return True
+
     def _loss(self, actions: Tensor, condition: Condition, mask: Tensor | None,
               generator: torch.Generator | None) -> Tensor:
         noise, made = draw_pairs(self.teacher, condition, self.teacher_steps, generator)
@@ -93,6 +99,10 @@ class RectifiedFlow(Student):
     def _sample(self, condition: Condition, noise: Tensor, steps: int, prefix: Tensor | None,
                 generator: torch.Generator | None) -> Tensor:
         return follow(self.network, noise, condition, steps, self.solver, prefix)
+
+    def _sample_guided(self, condition: Condition, noise: Tensor, steps: int, guide: Guide,
+                       generator: torch.Generator | None) -> Tensor:
+        return follow(self.network, noise, condition, steps, self.solver, guide=guide)
 
 
 def u_shaped_time(count: int, generator: torch.Generator | None = None) -> Tensor:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from flow_vla_core.generators.base import Generator, begin_with, masked_mean
+from flow_vla_core.generators.base import Generator, Guidable, begin_with, masked_mean
+from flow_vla_core.generators.realtime import Guide
 from flow_vla_core.types import Condition
 
 __all__ = ['Refined']
 
 
-class Refined(Generator):
+class Refined(Guidable):
     """Adds to the chunks of a generator what it was, on average, off by: ``x + r(x, condition)``.
 
     The residual network is trained on the generator's own samples; no gradient reaches the generator through them.
@@ -34,6 +35,16 @@ class Refined(Generator):
         super().__init__(base.sizes, base.steps)
         self.base, self.network, self.training_steps = base, network, steps
 
+    @property
+    def is_fixed(self) -> bool:
+        """Whether the base is."""
+        return self.base.is_fixed
+
+    @property
+    def guidable(self) -> bool:
+        """Whether the base is."""
+        return self.base.guidable
+
     def after_step(self) -> None:
         """Tell the base."""
         self.base.after_step()
@@ -50,6 +61,11 @@ class Refined(Generator):
                 generator: torch.Generator | None) -> Tensor:
         made = self.base.sample(condition, noise=noise, steps=steps, prefix=prefix, generator=generator)
         return begin_with(prefix, self._correct(made, condition))
+
+    def _sample_guided(self, condition: Condition, noise: Tensor, steps: int, guide: Guide,
+                       generator: torch.Generator | None) -> Tensor:
+        made = self.base.sample(condition, noise=noise, steps=steps, guide=guide, generator=generator)
+        return self._correct(made, condition)
 
     def _correct(self, made: Tensor, condition: Condition) -> Tensor:
         end = torch.ones(len(made), dtype=made.dtype, device=made.device)

@@ -57,6 +57,11 @@ class Regression(Generator):
         self.network, self.distance = network, distance
         self.query = nn.Parameter(torch.randn(sizes.horizon, sizes.action_dim))
 
+    @property
+    def is_fixed(self) -> bool:
+        """Always."""
+        return True
+
     def _loss(self, actions: Tensor, condition: Condition, mask: Tensor | None,
               generator: torch.Generator | None) -> Tensor:
         return masked_mean(DISTANCES[self.distance](self._answer(condition) - actions), mask)

@@ -12,11 +12,20 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flow_vla_core.divergence import draw_probe
 from flow_vla_core.errors import ConfigError, closest
-from flow_vla_core.generators.base import FamilyConfig, LikelihoodGenerator, begin_with, masked_mean, repeat
+from flow_vla_core.generators.base import (
+    FamilyConfig,
+    Guidable,
+    LikelihoodGenerator,
+    begin_with,
+    masked_mean,
+    repeat,
+)
 from flow_vla_core.generators.change_of_variables import ode_log_prob
+from flow_vla_core.generators.paths import VariancePreservingPath
+from flow_vla_core.generators.realtime import Guide, steer
 from flow_vla_core.generators.schedules import VariancePreserving
 from flow_vla_core.networks import NetworkConfig, Sizes
-from flow_vla_core.solvers import METHODS, solve
+from flow_vla_core.solvers import ADAPTIVE, METHODS, solve
 from flow_vla_core.types import Condition
 
 __all__ = ['OBJECTIVES', 'SAMPLERS', 'WEIGHTINGS', 'ScoreConfig', 'ScoreModel']
@@ -59,7 +68,7 @@ class ScoreConfig(FamilyConfig):
         return cls(steps=2)
 
 
-class ScoreModel(LikelihoodGenerator):
+class ScoreModel(LikelihoodGenerator, Guidable):
     """Learns the gradient of the log-density of noisy chunks, with which noise can be turned into chunks.
 
     Song et al., arXiv 2011.13456, on the path of `VariancePreserving`. The score is
@@ -139,6 +148,21 @@ class ScoreModel(LikelihoodGenerator):
         if self.sampler == 'sde':
             return begin_with(prefix, self._walk(condition, noise, steps, prefix, generator))
         return begin_with(prefix, solve(self._flow(condition, noise, prefix), noise, steps, self.solver))
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether the solver's steps are."""
+        return self.solver not in ADAPTIVE
+
+    @property
+    def guidable(self) -> bool:
+        """Whether samples follow the ODE."""
+        return self.sampler == 'ode'
+
+    def _sample_guided(self, condition: Condition, noise: Tensor, steps: int, guide: Guide,
+                       generator: torch.Generator | None) -> Tensor:
+        path = VariancePreservingPath(self.schedule.angle(0.0))
+        return solve(steer(self._flow(condition), guide, path), noise, steps, self.solver)
 
     def _flow(self, condition: Condition, noise: Tensor | None = None,
               prefix: Tensor | None = None) -> Callable[[Tensor, float], Tensor]:

@@ -62,6 +62,11 @@ class Shortcut(Generator):
             raise ConfigError(f'generator.halvings: {halvings}; allowed: 1 or more')
         self.average, self.share, self.halvings = network, share, halvings
 
+    @property
+    def is_fixed(self) -> bool:
+        """Always."""
+        return True
+
     def _loss(self, actions: Tensor, condition: Condition, mask: Tensor | None,
               generator: torch.Generator | None) -> Tensor:
         noise = torch.randn(actions.shape, generator=generator).to(actions)

@@ -8,9 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from flow_vla_core.generators.base import begin_with
+from flow_vla_core.generators.paths import StraightPath
+from flow_vla_core.generators.prepared import PreparedField
+from flow_vla_core.generators.realtime import Guide, steer
 from flow_vla_core.networks import NetworkConfig, Sizes
 from flow_vla_core.networks.time import FASTEST, TimeEmbedding
-from flow_vla_core.solvers import solve
+from flow_vla_core.solvers import solve, visited
 from flow_vla_core.types import Condition
 
 __all__ = ['SpanNetwork', 'at', 'follow', 'leap']
@@ -56,7 +59,7 @@ def at(time: float, x: Tensor) -> Tensor:
 
 
 def follow(network: nn.Module, noise: Tensor, condition: Condition, steps: int, solver: str = 'euler',
-           prefix: Tensor | None = None) -> Tensor:
+           prefix: Tensor | None = None, guide: Guide | None = None) -> Tensor:
     """Integrate a velocity network from noise (t = 0) to a chunk (t = 1): (B, H, A).
 
     A prefix moves on its own straight path, where the network sees it.
@@ -68,6 +71,7 @@ def follow(network: nn.Module, noise: Tensor, condition: Condition, steps: int, 
         steps: solver steps.
         solver: one of `flow_vla_core.solvers.SOLVERS`.
         prefix: (B, D, A), or None.
+        guide: what steers the velocity, see `steer`; or None.
 
     Example:
         >>> zero = lambda x, t, condition: torch.zeros_like(x)
@@ -75,12 +79,11 @@ def follow(network: nn.Module, noise: Tensor, condition: Condition, steps: int, 
         tensor([[[5.],
                  [1.]]])
     """
+    field = PreparedField(network, condition).prepare(visited(steps, solver), noise)
+    if guide is not None:
+        return solve(steer(field, guide, StraightPath()), noise, steps, solver)
     known = None if prefix is None else prefix - noise[:, :prefix.shape[1]]
-
-    def velocity(x: Tensor, t: float) -> Tensor:
-        return begin_with(known, network(x, at(t, x), condition).to(x.dtype))
-
-    return begin_with(prefix, solve(velocity, noise, steps, solver))
+    return begin_with(prefix, solve(lambda x, t: begin_with(known, field(x, t)), noise, steps, solver))
 
 
 def leap(network: nn.Module, noise: Tensor, condition: Condition, steps: int, prefix: Tensor | None = None) -> Tensor:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import nn
-
 from flow_vla_core.errors import ConfigError, closest
+from flow_vla_core.networks.base import VelocityNetwork
 from flow_vla_core.networks.mlp import ResidualMLP
 from flow_vla_core.networks.time import FASTEST
 from flow_vla_core.networks.transformer import ActionTransformer
@@ -56,7 +55,7 @@ class NetworkConfig:
     depth: int = 2
     heads: int = 4
 
-    def build(self, sizes: Sizes, fastest: float = FASTEST) -> nn.Module:
+    def build(self, sizes: Sizes, fastest: float = FASTEST) -> VelocityNetwork:
         """Make the network.
 
         Args:

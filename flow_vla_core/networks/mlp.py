@@ -6,14 +6,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from flow_vla_core.networks.time import FASTEST, TimeEmbedding, time_of_chunks
+from flow_vla_core.networks.base import Modulation, VelocityNetwork
+from flow_vla_core.networks.time import FASTEST, TimeEmbedding
 from flow_vla_core.types import Condition
 
 __all__ = ['ResidualMLP']
 
 
-class ResidualMLP(nn.Module):
+class ResidualMLP(VelocityNetwork):
     """Sees the whole chunk as one vector; time and condition modulate every block (adaLN, arXiv 2212.09748).
+
+    Where actions have times of their own, the mean of the embedded times stands for them.
 
     Args:
         horizon: H.
@@ -40,14 +43,17 @@ class ResidualMLP(nn.Module):
         nn.init.zeros_(self.leave.weight)
         nn.init.zeros_(self.leave.bias)
 
-    def forward(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        """(B, H, A), t as for `time_of_chunks`, condition -> (B, H, A)."""
-        batch, horizon, dim = x.shape
-        modulation = functional.silu(self.condition(condition.vector) + self.time(time_of_chunks(t, x)))
-        hidden = self.enter(x.reshape(batch, horizon * dim))
-        for block in self.blocks:
-            hidden = block(hidden, modulation)
-        return self.leave(hidden).reshape(batch, horizon, dim)
+    def prepare(self, times: Tensor, condition: Condition) -> list[Modulation]:
+        """(K, B, 1 or H), condition -> for each time and block shift, scale and gate (B, W)."""
+        drive = functional.silu(self.condition(condition.vector) + self.time(times).mean(2))
+        return Modulation.at_each_time([block.prepare(drive) for block in self.blocks])
+
+    def answer(self, x: Tensor, told: Modulation) -> Tensor:
+        """(B, H, A) -> (B, H, A)."""
+        hidden = self.enter(x.flatten(1))
+        for block, part in zip(self.blocks, told.parts):
+            hidden = block(hidden, *part)
+        return self.leave(hidden).reshape(x.shape)
 
 
 class _Block(nn.Module):
@@ -61,6 +67,9 @@ class _Block(nn.Module):
         nn.init.zeros_(self.modulate.weight)
         nn.init.zeros_(self.modulate.bias)
 
-    def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
-        shift, scale, gate = torch.chunk(self.modulate(modulation), 3, -1)
-        return x + (1 + gate) * self.layers(self.norm(x) * (1 + scale) + shift)
+    def prepare(self, drive: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        shift, scale, gate = self.modulate(drive).chunk(3, -1)
+        return shift, 1 + scale, 1 + gate
+
+    def forward(self, x: Tensor, shift: Tensor, scale: Tensor, gate: Tensor) -> Tensor:
+        return torch.addcmul(x, gate, self.layers(torch.addcmul(shift, self.norm(x), scale)))

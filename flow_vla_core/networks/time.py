@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from flow_vla_core.errors import InputError
 
-__all__ = ['TimeEmbedding', 'time_of_actions', 'time_of_chunks']
+__all__ = ['TimeEmbedding', 'time_of_actions']
 
 SLOWEST, FASTEST = 0.5, 200.0  # rad per unit of flow time
 
@@ -34,20 +34,6 @@ def time_of_actions(t: Tensor, x: Tensor) -> Tensor:
     if t.shape not in ((batch, 1), (batch, horizon)):
         raise InputError(f't: shape {tuple(t.shape)}; allowed: (), ({batch},), ({batch}, 1) or ({batch}, {horizon})')
     return t
-
-
-def time_of_chunks(t: Tensor, x: Tensor) -> Tensor:
-    """Bring t to (B,): one time for each chunk, the mean where every action has its own.
-
-    Args:
-        t: as for `time_of_actions`.
-        x: (B, H, A) that it belongs to.
-
-    Raises:
-        InputError: for another shape.
-    """
-    times = time_of_actions(t, x)
-    return times[:, 0] if times.shape[1] == 1 else times.mean(1)
 
 
 class TimeEmbedding(nn.Module):

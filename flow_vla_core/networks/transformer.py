@@ -7,13 +7,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flow_vla_core.errors import ConfigError, InputError
-from flow_vla_core.networks.time import FASTEST, TimeEmbedding, time_of_actions
+from flow_vla_core.networks.base import Modulation, VelocityNetwork
+from flow_vla_core.networks.time import FASTEST, TimeEmbedding
 from flow_vla_core.types import Condition
 
 __all__ = ['ActionTransformer']
 
 
-class ActionTransformer(nn.Module):
+class ActionTransformer(VelocityNetwork):
     """Makes each action a token; tokens attend to each other and to the condition's tokens; adaLN-zero brings time in.
 
     Follows DiT (arXiv 2212.09748). Flow time may differ from token to token, which training-time real-time chunking
@@ -58,16 +59,21 @@ class ActionTransformer(nn.Module):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        """(B, H, A), t as for `time_of_actions`, condition -> (B, H, A)."""
-        time = self.time(time_of_actions(t, x))
-        modulation = functional.silu(self.condition(condition.vector)[:, None] + time)
-        hidden = self.enter(x) + self.place
+    def prepare(self, times: Tensor, condition: Condition) -> list[Modulation]:
+        """(K, B, 1 or H), condition -> for each time and block six modulations (B, 1 or H, W), and keys and values."""
+        drive = functional.silu(self.condition(condition.vector)[:, None] + self.time(times))
         tokens = self._enter_tokens(condition)
-        for block in self.blocks:
-            hidden = block(hidden, modulation, tokens)
-        shift, scale = self.modulate(modulation).chunk(2, -1)
-        return self.leave(self.norm(hidden) * (1 + scale) + shift)
+        shift, scale = self.modulate(drive).chunk(2, -1)
+        return Modulation.at_each_time([*(block.prepare(drive) for block in self.blocks), (shift, 1 + scale)],
+                                       [*(block.heed(tokens) for block in self.blocks), ()])
+
+    def answer(self, x: Tensor, told: Modulation) -> Tensor:
+        """(B, H, A) -> (B, H, A)."""
+        hidden = self.enter(x) + self.place
+        for block, part in zip(self.blocks, told.parts):
+            hidden = block(hidden, *part)
+        shift, scale = told.parts[-1]
+        return self.leave(torch.addcmul(shift, self.norm(hidden), scale))
 
     def _enter_tokens(self, condition: Condition) -> Tensor | None:
         if self.tokens is None:
@@ -95,11 +101,18 @@ class _Block(nn.Module):
         nn.init.zeros_(self.modulate.weight)
         nn.init.zeros_(self.modulate.bias)
 
-    def forward(self, x: Tensor, modulation: Tensor, tokens: Tensor | None) -> Tensor:
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulate(modulation).chunk(6, -1)
-        x = x + gate_a * self._attention(self.norm(x) * (1 + scale_a) + shift_a)
-        x = x if self.crossing is None else x + self.crossing(x, tokens)
-        return x + gate_m * self.layers(self.norm(x) * (1 + scale_m) + shift_m)
+    def prepare(self, drive: Tensor) -> tuple[Tensor, ...]:
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulate(drive).chunk(6, -1)
+        return shift_a, 1 + scale_a, gate_a, shift_m, 1 + scale_m, gate_m
+
+    def heed(self, tokens: Tensor | None) -> tuple[Tensor, ...]:
+        return () if self.crossing is None else self.crossing.prepare(tokens)
+
+    def forward(self, x: Tensor, shift_a: Tensor, scale_a: Tensor, gate_a: Tensor, shift_m: Tensor, scale_m: Tensor,
+                gate_m: Tensor, *heeded: Tensor) -> Tensor:
+        x = torch.addcmul(x, gate_a, self._attention(torch.addcmul(shift_a, self.norm(x), scale_a)))
+        x = x if self.crossing is None else x + self.crossing(x, *heeded)
+        return torch.addcmul(x, gate_m, self.layers(torch.addcmul(shift_m, self.norm(x), scale_m)))
 
     def _attention(self, x: Tensor) -> Tensor:
         batch, tokens, width = x.shape
@@ -121,9 +134,13 @@ class _Crossing(nn.Module):
         nn.init.zeros_(self.join.weight)
         nn.init.zeros_(self.join.bias)
 
-    def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
+    def prepare(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        batch, count, _ = tokens.shape
+        key, value = self.answer(tokens).reshape(batch, count, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
+        return key, value
+
+    def forward(self, x: Tensor, key: Tensor, value: Tensor) -> Tensor:
         batch, count, width = x.shape
         query = self.ask(self.norm(x)).reshape(batch, count, self.heads, -1).transpose(1, 2)
-        key, value = self.answer(tokens).reshape(batch, tokens.shape[1], 2, self.heads, -1).permute(2, 0, 3, 1, 4)
         mixed = functional.scaled_dot_product_attention(query, key, value)
         return self.join(mixed.transpose(1, 2).reshape(batch, count, width))

@@ -8,16 +8,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from flow_vla_core.networks.time import FASTEST, TimeEmbedding, time_of_chunks
+from flow_vla_core.networks.base import Modulation, VelocityNetwork
+from flow_vla_core.networks.time import FASTEST, TimeEmbedding
 from flow_vla_core.types import Condition
 
 __all__ = ['UNet1d']
 
 
-class UNet1d(nn.Module):
+class UNet1d(VelocityNetwork):
     """Convolves along the horizon at several scales, with FiLM by time and condition (arXiv 2303.04137).
 
-    A horizon that does not divide by the scales is padded by repeating its last action, and cut again.
+    A horizon that does not divide by the scales is padded by repeating its last action, and cut again. Where actions
+    have times of their own, so has each place of the finest scale, and neighbours are averaged for the next one.
 
     Args:
         horizon: H.
@@ -49,21 +51,36 @@ class UNet1d(nn.Module):
         self.up = nn.ModuleList([_Block(2 * o, o, width, kernel) for o in outs[:-1]][::-1])
         self.leave = nn.Conv1d(widths[0], action_dim, 1)
 
-    def forward(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        """(B, H, A), t as for `time_of_chunks`, condition -> (B, H, A)."""
-        horizon = x.shape[1]
-        modulation = functional.silu(self.condition(condition.vector) + self.time(time_of_chunks(t, x)))
-        hidden = functional.pad(x.transpose(1, 2), (0, self.padding), mode='replicate')
+    def prepare(self, times: Tensor, condition: Condition) -> list[Modulation]:
+        """(K, B, 1 or H), condition -> for each time and block scale and shift (B, C, 1 or its length)."""
+        drive = functional.silu(self.condition(condition.vector)[:, None] + self.time(times))
+        if times.shape[2] > 1:
+            drive = torch.cat([drive, drive[:, :, -1:].expand(-1, -1, self.padding, -1)], 2)
+        scales = [drive]
+        for _ in self.shrink:
+            scales.append(_halve(scales[-1]))
+        drives = (*scales, scales[-1], *scales[-2::-1])
+        return Modulation.at_each_time([block.prepare(own) for block, own in zip(self._blocks(), drives)])
+
+    def answer(self, x: Tensor, told: Modulation) -> Tensor:
+        """(B, H, A) -> (B, H, A)."""
+        horizon, count = x.shape[1], len(self.down)
+        hidden = x.transpose(1, 2)
+        if self.padding:
+            hidden = functional.pad(hidden, (0, self.padding), mode='replicate')
         passed = []
-        for index, block in enumerate(self.down):
-            hidden = block(hidden, modulation)
+        for index, (block, part) in enumerate(zip(self.down, told.parts)):
+            hidden = block(hidden, *part)
             if index < len(self.shrink):
                 passed.append(hidden)
                 hidden = self.shrink[index](hidden)
-        hidden = self.middle(hidden, modulation)
-        for grow, block in zip(self.grow, self.up):
-            hidden = block(torch.cat([grow(hidden), passed.pop()], 1), modulation)
+        hidden = self.middle(hidden, *told.parts[count])
+        for grow, block, part in zip(self.grow, self.up, told.parts[count + 1:]):
+            hidden = block(torch.cat([grow(hidden), passed.pop()], 1), *part)
         return self.leave(hidden)[..., :horizon].transpose(1, 2)
+
+    def _blocks(self) -> tuple[_Block, ...]:
+        return (*self.down, self.middle, *self.up)
 
 
 class _Block(nn.Module):
@@ -79,6 +96,14 @@ class _Block(nn.Module):
         self.film = nn.Linear(condition, 2 * width)
         self.skip = nn.Conv1d(channels, width, 1) if channels != width else nn.Identity()
 
-    def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
-        scale, shift = self.film(modulation)[..., None].chunk(2, 1)
-        return self.skip(x) + self.second(self.first(x) * (1 + scale) + shift)
+    def prepare(self, drive: Tensor) -> tuple[Tensor, Tensor]:
+        scale, shift = self.film(drive).transpose(-1, -2).chunk(2, -2)
+        return 1 + scale, shift
+
+    def forward(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        return self.skip(x) + self.second(torch.addcmul(shift, self.first(x), scale))
+
+
+def _halve(drive: Tensor) -> Tensor:
+    """Average neighbours: (K, B, L, W) -> (K, B, L / 2, W); one that stands for all stays."""
+    return drive if drive.shape[2] == 1 else drive.unflatten(2, (-1, 2)).mean(3)

@@ -11,9 +11,9 @@ import numpy as np
 from flow_vla_core.contract import RobotContract
 from flow_vla_core.errors import ConfigError, closest
 from flow_vla_core.simulation.noise import ExecutionNoise
-from flow_vla_core.simulation.rendering import OffscreenRenderer
+from flow_vla_core.simulation.rendering import OffscreenRenderer, Scene
 
-__all__ = ['MAX_STEPS', 'TASKS', 'MetaWorldRobot', 'ask_expert', 'expert_of']
+__all__ = ['DEMO_TASKS', 'MAX_STEPS', 'TASKS', 'MetaWorldExpert', 'MetaWorldRobot']
 
 MAX_STEPS = 500  # of one episode, as in the benchmark
 METRES_PER_ACTION = 0.01  # how far an action of 1 moves the end effector's target in one step
@@ -27,6 +27,7 @@ TASKS: Mapping[str, str] = {
     'drawer-close': 'close the drawer',
     'coffee-button': 'push the coffee machine button',
 }
+DEMO_TASKS = ('faucet-open', 'faucet-close', 'window-open', 'button-press-topdown', 'drawer-open', 'drawer-close')
 # The two faucet tasks draw the faucet's place from boxes of different width; one box makes their scenes equal.
 FAUCET_BOX = ((-0.1, 0.8, 0.0), (0.1, 0.85, 0.0))
 # Each camera: its name in the model, and where it is put (position, looked-at point in m, field of view in degrees).
@@ -40,10 +41,10 @@ class MetaWorldRobot:
     """Simulates one Meta-World task at a time (arXiv 1910.10897; package ``metaworld`` 3.x on MuJoCo).
 
     Actions are in the contract's units: end-effector velocity in m/s (an action of 1 in Meta-World is 1 cm a step)
-    and the gripper in [-1, 1]. One step is one control period.
+    and the gripper in [-1, 1]. One step of Meta-World is one control period and one policy step.
 
     Args:
-        contract: says the cameras' resolution and the control period.
+        contract: says the cameras' resolution and the policy step.
         noise: disturbs what is executed; None executes the command as it is.
 
     Raises:
@@ -59,6 +60,12 @@ class MetaWorldRobot:
         self._renderer: OffscreenRenderer | None = None
         self._metres_per_second = METRES_PER_ACTION / contract.rates.policy_dt
         self._worlds: dict[str, _World] = {}
+        self._experts: dict[str, MetaWorldExpert] = {}
+
+    @property
+    def control_period(self) -> float:
+        """Time of one step, s."""
+        return self.contract.rates.policy_dt
 
     @property
     def instruction(self) -> str:
@@ -74,6 +81,11 @@ class MetaWorldRobot:
     def privileged_state(self) -> np.ndarray:
         """Meta-World's own observation (39,), with object poses; for the scripted expert only."""
         return self._observation
+
+    @property
+    def rest(self) -> np.ndarray:
+        """No motion, (4,)."""
+        return np.zeros(4, np.float32)
 
     def reset(self, task: str, seed: int) -> None:
         """Put the objects where ``seed`` says and the hand to its start."""
@@ -102,10 +114,17 @@ class MetaWorldRobot:
 
     def images(self) -> dict[str, np.ndarray]:
         """Render every camera of the contract: name -> (Y, X, C) uint8."""
+        return self.render(self._scene)
+
+    def snapshot(self) -> Scene:
+        """Copy what the cameras see now."""
+        return self._scene.copy()
+
+    def render(self, scene: Scene) -> dict[str, np.ndarray]:
+        """Render a snapshot: name -> (Y, X, C) uint8."""
         if self._renderer is None:
             self._renderer = OffscreenRenderer(*self.contract.cameras[0].resolution)
-        env = self._world.env
-        return {camera.name: self._renderer.render(env.model, env.data, CAMERAS[camera.name][0])
+        return {camera.name: self._renderer.render(scene.model, scene.data, CAMERAS[camera.name][0])
                 for camera in self.contract.cameras}
 
     def field_of_view(self, camera: str) -> float:
@@ -114,7 +133,9 @@ class MetaWorldRobot:
 
     def expert_action(self) -> np.ndarray:
         """Ask the task's scripted expert: (4,) in the contract's units."""
-        return to_contract(self._world.expert(self._observation), self._metres_per_second)
+        if self.task not in self._experts:
+            self._experts[self.task] = MetaWorldExpert(self.contract, self.task)
+        return self._experts[self.task](self._observation)
 
     def close(self) -> None:
         """Free the renderer."""
@@ -122,22 +143,44 @@ class MetaWorldRobot:
             self._renderer.close()
             self._renderer = None
 
+    @property
+    def _scene(self) -> Scene:
+        return Scene(self._world.env.model, self._world.env.data)
 
-def to_contract(action: np.ndarray, metres_per_second: float) -> np.ndarray:
-    """Turn a Meta-World action (4,) into velocity (m/s) and gripper; 1 becomes ``metres_per_second``."""
-    action = np.clip(np.asarray(action, np.float32), -1, 1)
-    return np.array([*action[:3] * metres_per_second, action[3]], np.float32)
+
+class MetaWorldExpert:
+    """Asks Meta-World's scripted expert of a task for actions in the contract's units.
+
+    Args:
+        contract: says the policy step.
+        task: one of `TASKS`.
+    """
+
+    def __init__(self, contract: RobotContract, task: str) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            policies = importlib.import_module('metaworld.policies')
+        name = 'Sawyer' + ''.join(word.capitalize() for word in task.split('-')) + 'V3Policy'
+        self._policy = getattr(policies, name)()
+        self._metres_per_second = METRES_PER_ACTION / contract.rates.policy_dt
+
+    def __call__(self, privileged: np.ndarray) -> np.ndarray:
+        """Return velocity in m/s and gripper, (4,), for Meta-World's observation (39,)."""
+        with warnings.catch_warnings():  # it warns each time that an action exceeds [-1, 1]
+            warnings.simplefilter('ignore')
+            action = self._policy.get_action(privileged)[:4]
+        action = np.clip(np.asarray(action, np.float32), -1, 1)
+        return np.array([*action[:3] * self._metres_per_second, action[3]], np.float32)
 
 
 class _World:
-    """Wraps one environment of Meta-World: seeded resets, well-placed cameras, quick rendering, the expert."""
+    """Wraps one environment of Meta-World: seeded resets, well-placed cameras."""
 
     def __init__(self, task: str) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
             environments = importlib.import_module('metaworld.env_dict').ALL_V3_ENVIRONMENTS
             self.env = environments[f'{task}-v3']()
-        self._expert = expert_of(task)
         env = self.env
         env._partially_observable = False
         env._freeze_rand_vec = False
@@ -161,24 +204,6 @@ class _World:
     def step(self, action: np.ndarray) -> tuple[np.ndarray, bool]:
         observation, _, _, _, info = self.env.step(action)
         return observation, bool(info['success'])
-
-    def expert(self, observation: np.ndarray) -> np.ndarray:
-        return ask_expert(self._expert, observation)
-
-
-def expert_of(task: str) -> object:
-    """Return the scripted expert of a task: ``get_action(observation (39,)) -> (4,)``."""
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        policies = importlib.import_module('metaworld.policies')
-    return getattr(policies, 'Sawyer' + ''.join(word.capitalize() for word in task.split('-')) + 'V3Policy')()
-
-
-def ask_expert(expert: object, observation: np.ndarray) -> np.ndarray:
-    """Return a scripted expert's action (4,); it may exceed [-1, 1], of which Meta-World warns each time."""
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        return expert.get_action(observation)[:4]
 
 
 def _place_camera(model: object, name: str, position: tuple, target: tuple, field_of_view: float) -> None:

@@ -31,10 +31,10 @@ class ExecutionNoise:
         self._left, self._push = 0, np.zeros(3)
 
     def __call__(self, action: np.ndarray) -> np.ndarray:
-        """Return the disturbed action (A,), whose first three values are a motion in [-1, 1]."""
+        """Return the disturbed action (A,); its first values are a motion in [-1, 1], its last one is the gripper."""
         if self.std == 0:
             return action
-        disturbed = action + self._random.normal(0, self._episode_std, action.shape) * [1, 1, 1, 0.3]
+        disturbed = action + self._random.normal(0, self._episode_std, action.shape) * [*np.ones(len(action) - 1), 0.3]
         if self._left == 0 and self._has_pushes and self._random.random() < self.push_rate:
             self._left, self._push = int(self._random.integers(3, 9)), self._random.uniform(-1, 1, 3)
         if self._left > 0:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import dataclass
 import importlib
 import os
 
@@ -9,9 +11,21 @@ import numpy as np
 
 from flow_vla_core.errors import ConfigError
 
-__all__ = ['OffscreenRenderer']
+__all__ = ['OffscreenRenderer', 'Scene']
 
 BACKENDS = ('egl', 'osmesa')
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Holds a model of MuJoCo and a state of it."""
+
+    model: object
+    data: object
+
+    def copy(self) -> Scene:
+        """Return the same with a state of its own."""
+        return Scene(self.model, copy.copy(self.data))
 
 
 class OffscreenRenderer:

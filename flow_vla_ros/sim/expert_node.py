@@ -7,7 +7,7 @@ from std_srvs.srv import SetBool
 
 from flow_vla.msg import SimulationState
 from flow_vla_core.contract import RobotContract, find_contract
-from flow_vla_core.simulation.metaworld import METRES_PER_ACTION, ask_expert, expert_of, to_contract
+from flow_vla_core.simulation.robots import Expert, make_expert
 from flow_vla_ros import codecs, qos
 from flow_vla_ros.command_bridge import CommandBridge
 from flow_vla_ros.lifecycle import FlowLifecycleNode, Parameter, Parameters, run
@@ -32,8 +32,7 @@ class ExpertNode(FlowLifecycleNode):
         """Load the contract and open the topics."""
         self._contract = RobotContract.load(find_contract(parameters['contract']))
         self._hold_steps = parameters['hold_steps']
-        self._metres_per_second = METRES_PER_ACTION / self._contract.rates.policy_dt
-        self._experts: dict[str, object] = {}
+        self._experts: dict[str, Expert] = {}
         self._latest: SimulationState | None = None
         self._answered = -1
         self._enabled = False
@@ -62,9 +61,8 @@ class ExpertNode(FlowLifecycleNode):
             return
         self._answered = stamp
         if state.task not in self._experts:
-            self._experts[state.task] = expert_of(state.task)
-        action = ask_expert(self._experts[state.task], np.asarray(state.observation))
-        self._commands.publish(to_contract(action, self._metres_per_second), stamp)
+            self._experts[state.task] = make_expert(self._contract, state.task)
+        self._commands.publish(self._experts[state.task](np.asarray(state.observation)), stamp)
 
 
 def main() -> None:

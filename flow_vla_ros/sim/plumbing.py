@@ -22,10 +22,12 @@ class CommandInbox:
         node: hosts the subscriptions.
         contract: says which topics.
         on_command: called after each command.
+        now: tells the time of the simulation, ns; it stamps commands whose type has no header.
     """
 
-    def __init__(self, node: LifecycleNode, contract: RobotContract, on_command: Callable[[], None]) -> None:
-        self._node, self._contract, self._on_command = node, contract, on_command
+    def __init__(self, node: LifecycleNode, contract: RobotContract, on_command: Callable[[], None],
+                 now: Callable[[], int]) -> None:
+        self._node, self._contract, self._on_command, self._now = node, contract, on_command, now
         self._values: dict[str, np.ndarray] = {}
         self._stamps: dict[str, int] = {}
         for part in contract.actions:
@@ -41,17 +43,18 @@ class CommandInbox:
         """Return the oldest stamp among the parts' newest commands, ns; -1 while one is missing."""
         return min((self._stamps.get(part.name, -1) for part in self._contract.actions), default=-1)
 
-    def action(self) -> np.ndarray:
-        """Return the action vector (A,); a part without command is at rest."""
-        return np.concatenate([self._values.get(part.name, np.zeros(part.dim, np.float32))
-                               for part in self._contract.actions])
+    def action(self, rest: np.ndarray) -> np.ndarray:
+        """Return the action vector (A,); a part without command takes its values from ``rest`` (A,)."""
+        return np.concatenate([self._values.get(name, rest[place])
+                               for name, place in self._contract.action_slices.items()])
 
     def _receive(self, part: object, message: object) -> None:
         values = decode_action(message, part)
         if not np.isfinite(values).all():
             self._node.get_logger().warning(f'{part.topic}: dropped a command that is not finite')
             return
-        self._values[part.name], self._stamps[part.name] = values, stamp_of(message)
+        stamp = stamp_of(message)
+        self._values[part.name], self._stamps[part.name] = values, self._now() if stamp is None else stamp
         self._on_command()
 
 

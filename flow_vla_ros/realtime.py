@@ -1,0 +1,55 @@
+"""What the operating system can do so that a control loop is on time."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import resource
+import sys
+
+__all__ = ['lock_memory', 'set_priority', 'unlock_memory']
+
+MCL_CURRENT, MCL_FUTURE = 1, 2
+
+
+def set_priority(priority: int) -> str:
+    """Let this thread run before all ordinary ones (SCHED_FIFO, 1 to 99; 0: as an ordinary one).
+
+    Returns:
+        why the system does not let us, or nothing.
+    """
+    if not hasattr(os, 'sched_setscheduler'):
+        return f'{sys.platform} has no SCHED_FIFO'
+    policy = os.SCHED_FIFO if priority else os.SCHED_OTHER
+    try:
+        os.sched_setscheduler(0, policy, os.sched_param(priority))
+    except PermissionError:
+        return (f'this user may not raise priorities (limit: {resource.getrlimit(resource.RLIMIT_RTPRIO)[0]}); '
+                'allow it with a line "USER - rtprio 98" in /etc/security/limits.conf')
+    except OSError as error:
+        return f'SCHED_FIFO: {error.strerror}'
+    return ''
+
+
+def lock_memory() -> str:
+    """Keep every page of this process in memory, those of the future too; return why not, or nothing."""
+    return _call('mlockall', MCL_CURRENT | MCL_FUTURE)
+
+
+def unlock_memory() -> str:
+    """Undo `lock_memory`; return why not, or nothing."""
+    return _call('munlockall')
+
+
+def _call(name: str, *arguments: int) -> str:
+    function = getattr(ctypes.CDLL(None, use_errno=True), name, None) if os.name == 'posix' else None
+    if function is None:
+        return f'{sys.platform} has no {name}'
+    if function(*arguments) == 0:
+        return ''
+    number = ctypes.get_errno()
+    if number in (errno.EPERM, errno.ENOMEM):
+        return ('this user may not lock so much memory; allow it with a line "USER - memlock unlimited" in '
+                '/etc/security/limits.conf')
+    return f'{name}: {os.strerror(number)}'
