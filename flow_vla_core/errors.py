@@ -7,9 +7,9 @@ import difflib
 from enum import IntEnum
 
 __all__ = [
-    'ActionNotFinite', 'CheckpointError', 'ChunkContractMismatch', 'ChunkError', 'ChunkFromFuture',
-    'ChunkJump', 'ChunkNotFinite', 'ChunkShape', 'ChunkStep', 'ChunkTooOld', 'ChunkUnsure', 'ClockJump', 'Code', 'ConfigError', 'ContractError',
-    'DataError', 'DiskFull', 'FlowVLAError', 'ImageInvalid', 'InputError', 'InstructionMissing',
+    'ActionNotFinite', 'CheckpointError', 'ChunkContractMismatch', 'ChunkError', 'ChunkFromFuture', 'ChunkJump',
+    'ChunkNotFinite', 'ChunkShape', 'ChunkStep', 'ChunkTooOld', 'ChunkUnsure', 'ClockJump', 'Code', 'ConfigError',
+    'ContractError', 'DataError', 'DiskFull', 'FlowVLAError', 'ImageInvalid', 'InputError', 'InstructionMissing',
     'InstructionUnknown', 'ObservationError', 'RecordError', 'SolverError', 'StateInvalid', 'StateNotFinite',
     'StreamMissing', 'StreamSkewed', 'StreamStale', 'TrainingError', 'closest',
 ]

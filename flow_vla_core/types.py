@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:  # only those who compute need it: the executor starts without
+    import torch
 
 __all__ = ['ActionChunk', 'Batch', 'Condition', 'Continuation', 'Generated', 'Observation']
 

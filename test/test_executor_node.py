@@ -37,19 +37,18 @@ from flow_vla_ros.qos import CHUNK, CLOCK, STATE
 CONTRACT = RobotContract.load(find_contract('metaworld'))
 DT = CONTRACT.rates.policy_dt_ns
 CHUNK_PUBLISHER = """
-import numpy as np, rclpy
-from flow_vla.msg import ActionChunk as ChunkMessage
-from flow_vla_core.contract import RobotContract, find_contract
-from flow_vla_core.types import ActionChunk
-from flow_vla_ros.codecs import chunk_to_message
-contract = RobotContract.load(find_contract('metaworld'))
+import sys
+import rclpy
+from builtin_interfaces.msg import Duration
+from flow_vla.msg import ActionChunk
 rclpy.init()
 node = rclpy.create_node('policy')
-publisher = node.create_publisher(ChunkMessage, 'action_chunk', 2)
+publisher = node.create_publisher(ActionChunk, 'action_chunk', 2)
 def publish():
-    actions = np.tile(np.array([0.1, 0, 0, 1], np.float32), (6, 1))
-    chunk = ActionChunk(node.get_clock().now().nanoseconds, contract.rates.policy_dt_ns, actions, id=1)
-    publisher.publish(chunk_to_message(chunk, contract))
+    chunk = ActionChunk(id=1, contract=sys.argv[1], dt=Duration(nanosec=int(sys.argv[2])), horizon=6, action_dim=4,
+                        data=[0.1, 0.0, 0.0, 1.0] * 6)
+    chunk.header.stamp = node.get_clock().now().to_msg()
+    publisher.publish(chunk)
 node.create_timer(0.1, publish)
 rclpy.spin(node)
 """
@@ -330,7 +329,7 @@ def test_when_the_policy_is_killed_the_robot_holds_and_goes_on_with_the_next(
         graph: RosGraph, ros_environment: dict[str, str], python: str) -> None:
     rig = Rig(graph)
     for _ in range(2):
-        policy = subprocess.Popen([python, '-c', CHUNK_PUBLISHER], env=ros_environment)
+        policy = subprocess.Popen([python, '-c', CHUNK_PUBLISHER, CONTRACT.label, str(DT)], env=ros_environment)
         try:
             graph.spin_until(lambda: rig.speed > 0.05, deadline=60)
         finally:

@@ -97,6 +97,14 @@ def test_core_imports_in_a_process_without_ros() -> None:
     assert int(done.stdout) == len(modules)
 
 
+def test_the_executor_starts_without_torch() -> None:
+    pytest.importorskip('rclpy', reason='ROS is not installed')
+    pytest.importorskip('flow_vla.msg', reason='the interfaces are not compiled')
+    code = 'import sys; sys.modules["torch"] = None\nimport flow_vla_ros.executor_node, flow_vla_ros.skill_node'
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize(('own', 'line', 'complaints'), [
     ('contract', 'from flow_vla_core.policy import FlowVLA', 1),
     ('contract', 'def late() -> None:\n    import flow_vla_core.training.trainer', 1),
