@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ('flow_vla_core', 'flow_vla_ros')
 # Import names that differ from the distribution's; parts of ROS come as ros-<name>.
 DISTRIBUTIONS = {'yaml': 'pyyaml', 'PIL': 'pillow'}
+INTERFACES = sorted((*ROOT.glob('msg/*.msg'), *ROOT.glob('srv/*.srv'), *ROOT.glob('action/*.action')))
 LAUNCH = ('launch', 'launch_ros')   # of a ROS distribution; on PyPI, launch is another program
 
 
@@ -74,14 +75,14 @@ def test_every_interface_is_compiled() -> None:
     assert listed == there
 
 
-@pytest.mark.parametrize('path', sorted((*ROOT.glob('msg/*.msg'), *ROOT.glob('srv/*.srv'))), ids=lambda path: path.name)
+@pytest.mark.parametrize('path', INTERFACES, ids=lambda path: path.name)
 def test_codes_of_the_interfaces_are_those_of_the_errors(path: Path) -> None:
     found = constants(path)
     assert found == {name: Code[name].value for name in found}
 
 
 def test_every_code_stands_in_an_interface() -> None:
-    found = {name for path in (*ROOT.glob('msg/*.msg'), *ROOT.glob('srv/*.srv')) for name in constants(path)}
+    found = {name for path in INTERFACES for name in constants(path)}
     assert found == {code.name for code in Code}
 
 
@@ -131,7 +132,7 @@ def machine(tmp_path: Path) -> dict[str, str]:
     script(tmp_path / 'id', 'echo 1000')
     script(tmp_path / 'apt-get', 'echo "apt-get $*" >&2; exit 100')
     tree = tmp_path / 'tree'
-    for name in ('tools', 'cmake', 'msg', 'srv'):
+    for name in ('tools', 'cmake', 'action', 'msg', 'srv'):
         shutil.copytree(ROOT / name, tree / name)
     for name in ('pyproject.toml', 'setup.py', 'setup.cfg', 'package.xml', 'CMakeLists.txt'):
         shutil.copy(ROOT / name, tree)
@@ -189,7 +190,7 @@ def test_second_set_up_does_nothing() -> None:
 def test_documented_interfaces_are_complete() -> None:
     from flow_vla_ros.bringup import ARGUMENTS, GRAPHS, NODES
     text = (ROOT / 'docs' / 'interfaces.md').read_text()
-    for path in (*ROOT.glob('msg/*.msg'), *ROOT.glob('srv/*.srv')):
+    for path in INTERFACES:
         assert path.read_text().strip() in text, f'{path.name} has changed'
     for code in Code:
         assert f'| {code.value} | `{code.name}` |' in text
