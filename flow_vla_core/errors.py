@@ -8,10 +8,10 @@ from enum import IntEnum
 
 __all__ = [
     'ActionNotFinite', 'CheckpointError', 'ChunkContractMismatch', 'ChunkError', 'ChunkFromFuture', 'ChunkJump',
-    'ChunkNotFinite', 'ChunkShape', 'ChunkStep', 'ChunkTooOld', 'ChunkUnsure', 'ClockJump', 'Code', 'ConfigError',
-    'ContractError', 'DataError', 'DiskFull', 'FlowVLAError', 'ImageInvalid', 'InputError', 'InstructionMissing',
-    'InstructionUnknown', 'ObservationError', 'RecordError', 'SolverError', 'StateInvalid', 'StateNotFinite',
-    'StreamMissing', 'StreamSkewed', 'StreamStale', 'TrainingError', 'closest',
+    'ChunkNotFinite', 'ChunkOverruled', 'ChunkShape', 'ChunkStep', 'ChunkTooOld', 'ChunkUnsure', 'ClockJump',
+    'Code', 'ConfigError', 'ContractError', 'DataError', 'DiskFull', 'FlowVLAError', 'ImageInvalid', 'InputError',
+    'InstructionMissing', 'InstructionUnknown', 'ObservationError', 'RecordError', 'SolverError', 'StateInvalid',
+    'StateNotFinite', 'StreamMissing', 'StreamSkewed', 'StreamStale', 'TrainingError', 'closest',
 ]
 
 
@@ -38,6 +38,7 @@ class Code(IntEnum):
     CHUNK_STEP = 205
     CHUNK_JUMP = 206
     CHUNK_UNSURE = 207
+    CHUNK_OVERRULED = 208
     NO_CHUNK = 210
     STATE_STALE = 211
     EMERGENCY_STOP = 212
@@ -49,6 +50,8 @@ class Code(IntEnum):
     WRITE_FAILED = 303
     TOPIC_MISSING = 304
     NO_INSTRUCTION = 305
+    TOPIC_SLOW = 306
+    CLOCK_SKEWED = 307
     TIMED_OUT = 400
     CANCELLED = 401
     REPLACED = 402
@@ -204,6 +207,12 @@ class ChunkUnsure(ChunkError):
     """Reports a chunk whose confidence is below the least that is followed."""
 
     code = Code.CHUNK_UNSURE
+
+
+class ChunkOverruled(ChunkError):
+    """Reports a chunk of the policy that came while a person drives."""
+
+    code = Code.CHUNK_OVERRULED
 
 
 class RecordError(FlowVLAError):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from enum import IntEnum
 import math
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,15 @@ import numpy as np
 if TYPE_CHECKING:  # only those who compute need it: the executor starts without
     import torch
 
-__all__ = ['ActionChunk', 'Batch', 'Condition', 'Continuation', 'Generated', 'Observation']
+__all__ = ['ActionChunk', 'Actor', 'Batch', 'Condition', 'Continuation', 'Generated', 'Observation']
+
+
+class Actor(IntEnum):
+    """Numbers who acts; the same as in ExecutionStatus.msg (a test compares them)."""
+
+    NOBODY = 0
+    POLICY = 1
+    PERSON = 2
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import pytest
 from flow_vla_core import errors
 from flow_vla_core.errors import Code, FlowVLAError, closest
 from flow_vla_core.execution import ExecutionState
+from flow_vla_core.types import Actor
 
 CONSTANT = re.compile(r'^(uint8|uint16) (\w+)=(\d+)', re.MULTILINE)
 FILES = ('msg/ExecutionStatus.msg', 'msg/PolicyStatus.msg', 'srv/StartEpisode.srv', 'action/ExecuteInstruction.action')
@@ -32,9 +33,9 @@ def test_every_code_stands_in_an_interface_file(root: Path) -> None:
     assert written == {code.name for code in Code}
 
 
-def test_execution_states_are_those_of_the_message(root: Path) -> None:
-    states = constants(root / 'msg/ExecutionStatus.msg', 'uint8')
-    assert states == {state.name: state.value for state in ExecutionState}
+def test_execution_states_and_actors_are_those_of_the_message(root: Path) -> None:
+    written = constants(root / 'msg/ExecutionStatus.msg', 'uint8')
+    assert written == {item.name: item.value for item in (*ExecutionState, *Actor)}
 
 
 def test_the_compiled_messages_carry_the_same_numbers(root: Path) -> None:

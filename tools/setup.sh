@@ -64,11 +64,11 @@ python=$PWD/.venv/bin/python
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PATH="$PWD/.venv/bin:$PATH"
 pip_install() { "$python" -m pip install -q "$@" || stop 'pip failed; the lines above say why'; }
 
-extras=ros,sim,train,test
+extras=ros,sim,data,train,test
 if [ "$ROS" != wheels ]; then
   "$python" -c 'import rclpy' || stop "ROS 2 $ROS is sourced, but $PYTHON cannot import its rclpy: its own Python is \
 needed (make PYTHON=/usr/bin/python3, outside of conda)"
-  extras=sim,train,test
+  extras=sim,data,train,test
 fi
 
 # shellcheck disable=SC2086
