@@ -158,17 +158,18 @@ class StretchKeeper:
     def add(self, frame: AlignedFrame) -> None:
         """Take in a frame. Raise `DataError` if a message is damaged or not what the contract says."""
         if self._stretch is None or frame.stretch != self._number:
-            self._close(None)
+            self.close()
             self._stretch, self._number = _Stretch(self._contract, self._grow), frame.stretch
         self._stretch.add(frame, self._decoder.state(frame), self._decoder.images(frame))
         self._stretch.settle(self._ahead)
 
     def finish(self, end: int) -> Frames | None:
         """Return the longest stretch, without frames after ``end`` (ns); None if there is none."""
-        self._close(end)
+        self.close(end)
         return self._best
 
-    def _close(self, end: int | None) -> None:
+    def close(self, end: int | None = None) -> None:
+        """End the stretch at hand, without frames after ``end`` (ns); what follows begins another one."""
         if self._stretch is None:
             return
         kept = len(self._best) if self._best else 0

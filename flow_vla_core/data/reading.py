@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 
 from flow_vla_core.contract import RobotContract
+from flow_vla_core.data.achieved import actions_from_state
 from flow_vla_core.data.alignment import STATUS, STATUS_TOPIC, EpisodeAligner
 from flow_vla_core.data.bag_reader import Bag, open_bag
 from flow_vla_core.data.cuts import Segment, cut_bag
@@ -18,7 +19,7 @@ from flow_vla_core.data.episode import OUTCOMES, Episode
 from flow_vla_core.data.frames import FrameDecoder, Frames, GrowingArray, Rows, StretchKeeper
 from flow_vla_core.errors import ConfigError, DataError
 
-__all__ = ['ReadOptions', 'read_episode', 'read_episodes']
+__all__ = ['Grow', 'Part', 'ReadOptions', 'read_episode', 'read_episodes', 'read_parts']
 
 Grow = Callable[[str, tuple[int, ...], type], Rows]
 
@@ -59,8 +60,32 @@ class ReadOptions:
             raise ConfigError("cut is empty; allowed: 'marks', 'instruction', 'whole', or a topic")
 
 
-def read_episodes(bag: Bag | Path, contract: RobotContract, options: ReadOptions | None = None,
-                  grow: Callable[[int], Grow] | None = None) -> list[Episode]:
+@dataclass(frozen=True)
+class Part:
+    """Holds what was read of one part of a bag.
+
+    Args:
+        frames: of its longest stretch without a gap.
+        pieces: begin, end and words of each run of frames with the same words.
+        task: free label.
+        outcome: ``success``, ``failure`` or ``unknown``.
+        complete: False if there was a gap, or the bag is damaged.
+    """
+
+    frames: Frames
+    pieces: tuple[tuple[int, int, str], ...]
+    task: str
+    outcome: str
+    complete: bool
+
+    def episodes(self, source: Path) -> list[Episode]:
+        """Return an episode for each piece; the arrays are views."""
+        pieces = [(self.frames.cut(begin, end), words) for begin, end, words in self.pieces]
+        return [Episode(frames.stamps, frames.images, frames.state, frames.actions, words, self.task, self.outcome,
+                        source, self.complete, frames.actors) for frames, words in pieces]
+
+
+def read_episodes(bag: Bag | Path, contract: RobotContract, options: ReadOptions | None = None) -> list[Episode]:
     """Read a bag once and align it, with little memory beside the frames.
 
     Observations are those that a live `Synchroniser` would have selected at the grid times, actions the newest
@@ -73,25 +98,15 @@ def read_episodes(bag: Bag | Path, contract: RobotContract, options: ReadOptions
         bag: a rosbag2 folder or file, or an opened one.
         contract: says which topics, and how they are read.
         options: how episodes are cut, and where actions come from.
-        grow: number of a part of the bag -> what makes the arrays that images go to; by default they lie in memory.
 
     Raises:
         DataError: names the bag, the topic and the reason.
     """
     bag = bag if isinstance(bag, Bag) else open_bag(bag)
-    options = options or ReadOptions()
-    try:
-        found, problems = _read_segments(bag, contract, options, grow or (lambda _: _in_memory))
-    except DataError as error:
-        raise _named(bag, error) from error
-    if not found:
-        raise DataError('; '.join(problems[:3]) or f'{bag.path}: no episode in it')
+    parts, problems = read_parts(bag, contract, options or ReadOptions(), lambda _: _in_memory)
     for problem in problems:
         logging.getLogger(__name__).warning('%s', problem)
-    if bag.problems:
-        logging.getLogger(__name__).warning('%s: read as far as it goes: %s', bag.path, '; '.join(bag.problems))
-        found = [replace(episode, complete=False) for episode in found]
-    return found
+    return [episode for part in parts for episode in part.episodes(bag.path)]
 
 
 def read_episode(bag: Bag | Path, contract: RobotContract, options: ReadOptions | None = None) -> Episode:
@@ -102,20 +117,39 @@ def read_episode(bag: Bag | Path, contract: RobotContract, options: ReadOptions 
     return episodes[0]
 
 
-def _read_segments(bag: Bag, contract: RobotContract, options: ReadOptions,
-                   grow: Callable[[int], Grow]) -> tuple[list[Episode], list[str]]:
-    names = _find_topics(bag, contract, options)
-    segments = cut_bag(bag, options.cut, names.pop(contract.instruction.topic, None), options.instruction)
-    readers = [_SegmentReader(bag, contract, options, names, segment, grow(number))
-               for number, segment in enumerate(segments)]
-    _feed(bag, readers, set(names.values()))
-    episodes, problems = [], []
+def read_parts(bag: Bag, contract: RobotContract, options: ReadOptions,
+               grow: Callable[[int], Grow]) -> tuple[list[Part], list[str]]:
+    """Return what `read_episodes` makes episodes of, and what is to be said about it.
+
+    Args:
+        bag: that is read.
+        contract: says which topics, and how they are read.
+        options: how episodes are cut, and where actions come from.
+        grow: number of a part of the bag -> what makes the arrays that images go to.
+
+    Raises:
+        DataError: names the bag, the topic and the reason.
+    """
+    try:
+        names = _find_topics(bag, contract, options)
+        segments = cut_bag(bag, options.cut, names.pop(contract.instruction.topic, None), options.instruction)
+        readers = [_SegmentReader(bag, contract, options, names, segment, grow(number))
+                   for number, segment in enumerate(segments)]
+        _feed(bag, readers, set(names.values()))
+    except DataError as error:
+        raise _named(bag, error) from error
+    parts, problems = [], []
     for reader in readers:
         try:
-            episodes += reader.episodes()
+            parts.append(reader.part(problems.append))
         except DataError as error:
             problems.append(str(_named(bag, error)))
-    return episodes, problems
+    if not parts:
+        raise DataError('; '.join(problems[:3]) or f'{bag.path}: no episode in it')
+    if bag.problems:
+        problems.append(f'{bag.path}: read as far as it goes: {"; ".join(bag.problems)}')
+        parts = [replace(part, complete=False) for part in parts]
+    return parts, problems
 
 
 def _find_topics(bag: Bag, contract: RobotContract, options: ReadOptions) -> dict[str, str]:
@@ -188,6 +222,7 @@ class _SegmentReader:
         """Take note that messages are missing here."""
         if self._aligner is not None and self._problem is None:
             self._try(self._aligner.interrupt)
+            self._keeper.close()
 
     def finish(self) -> None:
         """Take in what is left; nothing more will come."""
@@ -202,8 +237,8 @@ class _SegmentReader:
             self._problem = self._problem or error
         self._decoder.close()
 
-    def episodes(self) -> list[Episode]:
-        """Return the episodes of this part. Raise `DataError` if there is none."""
+    def part(self, tell: Callable[[str], None]) -> Part:
+        """Return what was read, and tell of gaps. Raise `DataError` if there is no frame."""
         if self._problem is not None:
             raise self._problem
         if not self._count:
@@ -212,10 +247,12 @@ class _SegmentReader:
             raise DataError(self._reason())
         frames, total = self._frames, self._total()
         if len(frames) < total:
-            logging.getLogger(__name__).warning('%s: %s; kept the longest stretch without a gap, %d of %d steps',
-                                                self._bag.path, self._aligner.problem or 'damaged', len(frames), total)
-        return [self._episode(frames.cut(begin, end), words, len(frames) >= total)
-                for begin, end, words in self._divide(frames)]
+            tell(f'{self._bag.path}: {self._aligner.problem or "damaged"}; kept the longest stretch without a gap, '
+                 f'{len(frames)} of {total} steps')
+        outcome = self.segment.outcome if self.segment.outcome in OUTCOMES else 'unknown'
+        if self._options.actions == 'state':
+            frames = actions_from_state(frames, self._contract, self._options.lead)
+        return Part(frames, tuple(self._divide(frames)), self.segment.task, outcome, len(self._frames) >= total)
 
     def _begin(self) -> None:
         self._aligner = EpisodeAligner(self._contract, self._names, decode=self._bag.decode,
@@ -249,20 +286,12 @@ class _SegmentReader:
     def _divide(self, frames: Frames) -> Iterator[tuple[int, int, str]]:
         """Yield begin, end and words of each run of frames with the same words."""
         first = next((words for words in frames.instructions if words), self.segment.first_words)
-        texts = np.array([words or first for words in frames.instructions])
+        texts = np.array([words or first for words in frames.instructions], object)
         if self._options.cut == 'whole':
             texts[:] = texts[0]
         borders = [0, *(np.flatnonzero(texts[1:] != texts[:-1]) + 1).tolist(), len(texts)]
         for begin, end in zip(borders, borders[1:]):
-            yield begin, end, str(texts[begin])
-
-    def _episode(self, frames: Frames, words: str, whole: bool) -> Episode:
-        if not words:
-            raise DataError('the instruction is empty')
-        segment = self.segment
-        return Episode(frames.stamps, frames.images, frames.state, frames.actions, words, segment.task,
-                       segment.outcome if segment.outcome in OUTCOMES else 'unknown', self._bag.path, whole,
-                       frames.actors)
+            yield begin, end, texts[begin]
 
 
 def _in_memory(_: str, shape: tuple[int, ...], kind: type) -> Rows:
