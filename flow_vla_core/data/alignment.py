@@ -12,7 +12,7 @@ from flow_vla_core.align import StreamBuffer
 from flow_vla_core.contract import ActionPart, RobotContract
 from flow_vla_core.data.bag_reader import header_stamp
 from flow_vla_core.data.typestore import full_name, has_header, typestore
-from flow_vla_core.errors import DataError
+from flow_vla_core.errors import DataError, in_one_line
 from flow_vla_core.messages import decode_action, stamp_of
 from flow_vla_core.types import Actor
 
@@ -250,7 +250,7 @@ class EpisodeAligner:
         try:
             return typestore().deserialize_cdr(data, inlet.kind)
         except Exception as error:  # bytes from anywhere make the parser raise anything
-            raise DataError(f'{inlet.label}: damaged message: {error}') from error
+            raise DataError(f'{inlet.label}: damaged message: {in_one_line(error)}') from error
 
     def _make_room(self) -> list[AlignedFrame]:
         """Decide without the streams that have stopped; before the grid has begun, drop what is oldest."""
