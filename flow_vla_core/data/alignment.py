@@ -176,6 +176,7 @@ class EpisodeAligner:
                 return []
             self._next = start
         frames = []
+        begun = self._next
         while self._next <= horizon:
             late = self._gap(self._next)
             if late is None:
@@ -183,8 +184,9 @@ class EpisodeAligner:
                 self._next += self._step
             else:
                 self._skip(late, horizon)
-        for inlet in self._all():
-            self._held -= inlet.forget(self._next)
+        if frames or self._next != begun:
+            for inlet in self._all():
+                self._held -= inlet.forget(self._next)
         return frames
 
     def _gap(self, time: int) -> _Inlet | None:

@@ -37,7 +37,7 @@ def choose_bags(folders: Iterable[Path], outcomes: Sequence[str] = ('success',))
             raise DataError(f'{folder}: no such folder')
         found = find_bags(folder)
         if not found:
-            raise DataError(f'{folder}: holds no bag')
+            raise DataError(f'{folder}: holds no rosbag2 folder')
         bags += found
     wanted = [bag for bag in bags if _may_hold(bag, outcomes)]
     if not wanted:
