@@ -139,7 +139,8 @@ def decode_state(message: Any, stream: StateStream) -> np.ndarray:
         StateInvalid: if a field or a name is missing.
         StateNotFinite: if a number is NaN or infinite.
     """
-    values = np.array(_numbers(message, stream), np.float32)
+    with np.errstate(over='ignore'):  # what does not fit is infinite, and refused
+        values = np.array(_numbers(message, stream), np.float32)
     if not np.isfinite(values).all():
         bad = stream.names[int(np.flatnonzero(~np.isfinite(values))[0])]
         raise StateNotFinite(f'{stream.name}: {bad} is not finite')
@@ -176,7 +177,8 @@ def decode_action(message: Any, part: ActionPart) -> np.ndarray:
     Of a trajectory, the first point is the command; points after it only say how to go on if nothing follows.
     """
     try:
-        return np.array(DECODERS[part.message](message, part), np.float32)
+        with np.errstate(over='ignore'):  # what does not fit is infinite
+            return np.array(DECODERS[part.message](message, part), np.float32)
     except (AttributeError, IndexError, KeyError, ValueError) as error:
         raise DataError(f'{part.topic}: {part.message} does not hold {list(part.names)}: {error}') from error
 
