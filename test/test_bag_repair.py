@@ -10,7 +10,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from bag_tools import CONTRACT, MARKS, START, TYPES, record, serialize, steps
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from mcap.reader import make_reader
 from mcap.stream_reader import StreamReader
 from mcap.writer import CompressionType, IndexType, Writer

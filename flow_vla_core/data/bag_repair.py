@@ -62,7 +62,7 @@ def find_recordings(folder: Path) -> list[Path]:
 
 
 def complaint(bag: Path) -> str:
-    """Say what is wrong with index or metadata of a bag, by a glance at the end of its files; nothing if it is whole."""
+    """Say what is wrong with index or metadata of a bag; nothing if it is whole."""
     counts = []
     for path in _files(bag):
         try:

@@ -11,7 +11,7 @@ from mcap.opcode import Opcode
 from mcap.records import Attachment, AttachmentIndex, Channel, ChunkIndex, Header, Metadata, MetadataIndex, Schema
 from mcap.writer import MCAP0_MAGIC
 
-from flow_vla_core.data.mcap_index import McapIndex, MessageTimes, encode, encode_times
+from flow_vla_core.data.mcap_summary import McapIndex, MessageTimes, encode, encode_times
 from flow_vla_core.errors import DataError, closest
 
 __all__ = ['COMPRESSIONS', 'McapFile', 'Sink']

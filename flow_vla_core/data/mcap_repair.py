@@ -16,9 +16,8 @@ from mcap.records import Attachment, Channel, Message, Metadata, Schema
 
 from flow_vla_core.data.bag_metadata import sync_folder
 from flow_vla_core.data.mcap_file import McapFile
-from flow_vla_core.data.mcap_index import encode_times
 from flow_vla_core.data.mcap_scan import DamagedRecord, RawRecord, Scan, open_chunk, parse, scan, walk
-from flow_vla_core.errors import DataError
+from flow_vla_core.data.mcap_summary import encode_times
 
 __all__ = ['rebuild']
 

@@ -14,7 +14,7 @@ from mcap.opcode import Opcode
 from mcap.records import Attachment, Channel, Chunk, ChunkIndex, McapRecord, Metadata, MetadataIndex, Schema
 from mcap.writer import MCAP0_MAGIC
 
-from flow_vla_core.data.mcap_index import McapIndex, MessageTimes
+from flow_vla_core.data.mcap_summary import McapIndex, MessageTimes
 from flow_vla_core.errors import DataError
 
 __all__ = ['DamagedRecord', 'OpenedChunk', 'RawRecord', 'Scan', 'open_chunk', 'parse', 'scan', 'walk']
