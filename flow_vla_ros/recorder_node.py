@@ -14,6 +14,7 @@ from flow_vla_core.data.bag_writer import COMPRESSIONS
 from flow_vla_core.data.recording import RecordingOptions
 from flow_vla_core.data.typestore import full_name
 from flow_vla_core.errors import Code, ConfigError, RecordError
+from flow_vla_ros.allocator import keep_memory
 from flow_vla_ros.diagnostics import wall_clock
 from flow_vla_ros.episodes import OUTCOMES, Ended, Episodes, next_folder
 from flow_vla_ros.lifecycle import FlowLifecycleNode, Parameter, Parameters, run
@@ -86,6 +87,10 @@ class RecorderNode(FlowLifecycleNode):
         """End an episode that is being recorded; it is kept, its outcome as it was marked."""
         if self._episodes.running:
             self._finish(True, Episode.UNKNOWN)
+
+    def on_teardown(self) -> None:
+        """Let go of the clock."""
+        self._taps.destroy()
 
     def _topics(self, extra: list[str]) -> dict[str, str]:
         contract = self._contract
@@ -252,6 +257,7 @@ def _writable(folder: Path) -> Path:
 
 def main() -> None:
     """Run the node."""
+    keep_memory()
     run(RecorderNode)
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from operator import itemgetter
 import struct
 import time
 from typing import Any
 
+from rclpy.callback_groups import CallbackGroup
+from rclpy.clock import JumpThreshold
+from rclpy.duration import Duration
 from rclpy.event_handler import SubscriptionEventCallbacks, UnsupportedEventTypeError
 from rclpy.node import Node
 from rclpy.subscription import Subscription
@@ -14,16 +18,34 @@ from rclpy.subscription import Subscription
 from flow_vla_core.data.bag_reader import header_stamp
 from flow_vla_core.data.topic_meter import TopicMeter
 from flow_vla_ros import codecs, qos
+from flow_vla_ros.diagnostics import wall_clock
 
 __all__ = ['Receiver', 'TopicTaps']
 
 HEADER = 'std_msgs/Header'
-POLL_SECONDS = 0.005
+POLL_SECONDS = 0.01  # an executor that wakes up for each message takes a third of a core for 300 of them a second
+ANY_STEP = JumpThreshold(min_forward=Duration(nanoseconds=1), min_backward=Duration(nanoseconds=-1))
 Receiver = Callable[[str, bytes, int, int], None]  # topic, message, ROS time of receipt and stamp, ns
+
+
+class _Polled(CallbackGroup):
+    """Keeps subscriptions from the executor, but not their events."""
+
+    def can_execute(self, entity: object) -> bool:
+        return not isinstance(entity, Subscription)
+
+    def beginning_execution(self, entity: object) -> bool:
+        return self.can_execute(entity)
+
+    def ending_execution(self, _entity: object) -> None:
+        """Nothing was begun."""
 
 
 class TopicTaps:
     """Subscribes to topics and hands on every message as it is on the wire, with its stamp.
+
+    The subscriptions are polled a hundred times a second and, in simulated time, before each step of the clock. The
+    time of receipt is that of the middleware where it tells it, else ROS time.
 
     Lost messages are counted by the gaps in the numbers that each publisher gives, and by the middleware's own events
     where it has them.
@@ -39,7 +61,14 @@ class TopicTaps:
         self._types = {topic: codecs.message_type(kind) for topic, kind in kinds.items()}
         self.meters = {topic: TopicMeter(_is_stamped(kind)) for topic, kind in self._types.items()}
         self.newest: dict[str, int] = {}
+        self._group = _Polled()
         self._subscriptions = {topic: self._subscribe(topic) for topic in self._types}
+        self._jumps = node.get_clock().create_jump_callback(ANY_STEP, pre_callback=self.drain)
+        node.create_timer(POLL_SECONDS, self.drain, clock=wall_clock())
+
+    def destroy(self) -> None:
+        """Let go of the clock; timer and subscriptions are the node's."""
+        self._jumps.unregister()
 
     def has_publisher(self, topic: str) -> bool:
         """Tell whether a publisher of a topic is connected."""
@@ -61,10 +90,16 @@ class TopicTaps:
                 self._subscriptions[topic] = self._subscribe(topic)
 
     def drain(self) -> None:
-        """Take what the middleware holds already, so that nothing sent before a service call is cut off."""
-        for subscription in self._subscriptions.values():
-            while (taken := subscription.handle.take_message(subscription.msg_type, subscription.raw)) is not None:
-                subscription.callback(*taken)
+        """Take what the middleware holds and hand it on, in the order of its receipt."""
+        clock = self._node.get_clock()
+        now, simulated = clock.now().nanoseconds, clock.ros_time_is_active
+        taken = []
+        for topic, subscription in self._subscriptions.items():
+            while (message := subscription.handle.take_message(subscription.msg_type, True)) is not None:
+                data, info = message
+                taken.append(((not simulated and info.get('received_timestamp')) or now, topic, data, info))
+        for received, topic, data, info in sorted(taken, key=itemgetter(0)):
+            self._take(topic, received, data, info)
 
     def catch_up(self, topics: set[str], seconds: float) -> list[str]:
         """Take what the middleware holds; wait until each topic reaches the newest stamp that there is of any now.
@@ -91,29 +126,33 @@ class TopicTaps:
     def _subscribe(self, topic: str) -> Subscription:
         meter = self.meters[topic]
         meter.forget_numbers()
-        arguments = {'qos_profile': qos.for_recording(self._node, topic), 'raw': True}
-
-        def take(data: bytes, info: Mapping[str, Any]) -> None:
-            self._take(topic, meter, data, info)
 
         def note_lost(event: Any) -> None:
             meter.note_lost(event.total_count)
 
-        try:
-            return self._node.create_subscription(self._types[topic], topic, take, **arguments,
-                                                  event_callbacks=SubscriptionEventCallbacks(message_lost=note_lost))
-        except UnsupportedEventTypeError:  # a middleware without that event
-            return self._node.create_subscription(self._types[topic], topic, take, **arguments)
+        def subscribe(events: SubscriptionEventCallbacks | None) -> Subscription:
+            return self._node.create_subscription(
+                self._types[topic], topic, _never, qos.for_recording(self._node, topic), raw=True,
+                callback_group=self._group, event_callbacks=events)
 
-    def _take(self, topic: str, meter: TopicMeter, data: bytes, info: Mapping[str, Any]) -> None:
-        now = self._node.get_clock().now().nanoseconds
-        stamp = _stamp(data) if meter.stamped else now
+        try:
+            return subscribe(SubscriptionEventCallbacks(message_lost=note_lost))
+        except UnsupportedEventTypeError:  # a middleware without that event
+            return subscribe(None)
+
+    def _take(self, topic: str, received: int, data: bytes, info: Mapping[str, Any]) -> None:
+        meter = self.meters[topic]
+        stamp = _stamp(data) if meter.stamped else received
         self.newest[topic] = max(stamp, self.newest.get(topic, 0))
-        meter.add(len(data), now, stamp)
+        meter.add(len(data), received, stamp)
         number, publisher = info.get('publication_sequence_number'), info.get('publisher_gid')
         if number is not None and publisher is not None:
             meter.number(publisher['data'], number)
-        self._receive(topic, data, now, stamp)
+        self._receive(topic, data, received, stamp)
+
+
+def _never(_message: bytes) -> None:
+    """Stand for the callback that a subscription has to have."""
 
 
 def _is_stamped(kind: type) -> bool:
