@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flow_vla_core.data.episode import Episode
 from flow_vla_core.data.windows import Windows
 from flow_vla_core.errors import ConfigError
 from flow_vla_core.training.config import ActorWeights, TrainConfig
@@ -50,7 +49,7 @@ class Dataset:
     def parse(cls, text: str) -> Dataset:
         """Read ``FOLDER`` or ``FOLDER=WEIGHT``; a folder that is there under the whole text is meant itself."""
         folder, equals, weight = text.rpartition('=')
-        if not equals or Path(text).is_dir():
+        if not equals or Path(text).exists():
             return cls(Path(text))
         try:
             return cls(Path(folder), float(weight))
@@ -92,6 +91,7 @@ class Mixture:
         datasets: that the episodes come from; an episode belongs to the first one whose folder its bag lies in.
 
     Example:
+        >>> from flow_vla_core.data.episode import Episode
         >>> row = np.zeros((8, 2), np.float32)
         >>> episodes = [Episode(np.arange(n), {}, row[:n], row[:n], 'go', '', 'success', Path(name))
         ...             for n, name in ((8, 'a/1'), (2, 'b/1'))]
@@ -106,7 +106,7 @@ class Mixture:
     @cached_property
     def frames(self) -> np.ndarray:
         """(F,) how often each frame is drawn by who acted."""
-        return np.concatenate([frame_weights(_actors(each), self.config.actors) for each in self.windows.episodes])
+        return np.concatenate([frame_weights(each.actors, self.config.actors) for each in self.windows.episodes])
 
     @cached_property
     def learned(self) -> Tensor | None:
@@ -135,7 +135,7 @@ class Mixture:
         weights = self.weights()
         weights = torch.ones(len(self.windows)).double() if weights is None else weights
         names = [str(entry.folder) for entry in self.datasets] or ['all']
-        actors = torch.from_numpy(np.concatenate([_actors(each) for each in self.windows.episodes]))
+        actors = torch.from_numpy(np.concatenate([each.actors for each in self.windows.episodes]))
         return {'datasets': _count(names, self._dataset(), weights),
                 'instructions': _count(self._texts(), self._instruction(), weights),
                 'actors': _count([actor.name.lower() for actor in Actor], self._of_frame(actors).long(), weights)}
@@ -167,8 +167,3 @@ def _count(names: Iterable[str], groups: Tensor, weights: Tensor) -> list[dict[s
     found = [{'name': name, 'windows': int((groups == number).sum()),
               'share': (weights[groups == number].sum() / total).item()} for number, name in enumerate(names)]
     return [entry for entry in found if entry['windows']]
-
-
-def _actors(episode: Episode) -> np.ndarray:
-    actors = getattr(episode, 'actors', None)
-    return np.full(len(episode), Actor.NOBODY, np.uint8) if actors is None else actors

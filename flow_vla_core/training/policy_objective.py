@@ -114,8 +114,8 @@ class PolicyObjective(Objective):
     def picture(self, path: Path, module: FlowVLA) -> None:
         """Draw chunks for a few moments of held-out episodes beside what was done."""
         if self._validation is not None:
-            places = self._held[torch.linspace(0, len(self._held) - 1, min(SHOWN, len(self._held))).long()]
-            plot_samples(path, module, self._validation, places, self.device)
+            places = torch.linspace(0, len(self._held) - 1, 2 * SHOWN + 1)[1::2].long()  # not the end of an episode
+            plot_samples(path, module, self._validation, self._held[places], self.device)
 
     def after_step(self) -> None:
         """Tell the generator."""

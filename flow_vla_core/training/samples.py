@@ -42,7 +42,7 @@ def plot_samples(path: Path, policy: FlowVLA, feeder: Feeder, indices: Tensor,
         axes[0].set_title(text, fontsize=7, wrap=True)
         for place, (axis, name) in enumerate(zip(axes[1:], names)):
             axis.plot(made[row, :, place], color='C0', alpha=0.4, linewidth=0.8)
-            axis.plot(done[row, :, place], color='k', linewidth=1.6)
+            axis.plot(done[row, :, place], color='k', linewidth=1.6, marker='.')
             axis.tick_params(labelsize=6)
             if row == 0:
                 axis.set_title(name, fontsize=7)
