@@ -16,11 +16,11 @@ AMPERE = (8, 0)  # compute capability of the first CUDA devices with bfloat16
 
 
 def check_half(device: torch.device) -> None:
-    """Raise `ConfigError` if a device has no bfloat16; every CPU has it, an old one slowly."""
-    if device.type == 'cpu' or (device.type == 'cuda' and (torch.version.hip or _capability(device) >= AMPERE)):
-        return
-    name = torch.cuda.get_device_name(device) if device.type == 'cuda' else str(device)
-    raise ConfigError(f'half: {name} has no bfloat16; set half: false, or give --no-half')
+    """Raise `ConfigError` if a device does not compute in bfloat16."""
+    able = {'cpu': _cpu_is_able, 'cuda': _cuda_is_able}.get(device.type)
+    if able is None or not able(device):
+        name = torch.cuda.get_device_name(device) if device.type == 'cuda' else f'this {device.type}'
+        raise ConfigError(f'half: {name} does not compute in bfloat16; set half: false, or give --no-half')
 
 
 def check_compiler(device: torch.device) -> None:
@@ -31,5 +31,17 @@ def check_compiler(device: torch.device) -> None:
                           '--no-compile')
 
 
+def _cuda_is_able(device: torch.device) -> bool:
+    return bool(torch.version.hip) or _capability(device) >= AMPERE
+
+
 def _capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)
+
+
+def _cpu_is_able(_: torch.device) -> bool:
+    """Ask oneDNN, without which LSTMs in bfloat16 raise an error that says nothing; it needs AVX-512 or the like."""
+    try:
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    except (AttributeError, RuntimeError):
+        return True  # built without oneDNN: torch's own kernels take every type
