@@ -1,0 +1,177 @@
+"""Copies parts of a bag into bags of their own: messages byte for byte, with the values in force where a part begins."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from flow_vla_core.data.bag_reader import Bag, BagMessage
+from flow_vla_core.data.bag_writer import EpisodeWriter, Topic
+from flow_vla_core.data.bags import try_information
+from flow_vla_core.errors import DataError
+
+__all__ = ['Piece', 'Written', 'offered_profiles', 'write_pieces']
+
+EPISODE = 'flow_vla/msg/Episode'
+LATCHED = ('instruction', 'robot_description', 'tf_static')  # by name, for bags that do not say how topics were offered
+TRANSIENT_LOCAL = (1, 'transient_local')
+LATE = 10 ** 10  # ns after its end at which a part is closed
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Describes a part of a bag.
+
+    Args:
+        folder: of the new bag; must not exist.
+        begin: first log time, ns.
+        end: last log time, ns.
+        marks: custom data of the new bag.
+        whole: whether it is the same episode still, so that the marks that began and ended it go along.
+    """
+
+    folder: Path
+    begin: int
+    end: int
+    marks: Mapping[str, str]
+    whole: bool = False
+
+
+@dataclass(frozen=True)
+class Written:
+    """Says what was written.
+
+    Args:
+        folder: of the bag.
+        messages: in it.
+        duration: between the first and the last of them, s.
+    """
+
+    folder: Path
+    messages: int
+    duration: float
+
+
+def write_pieces(bag: Bag, pieces: Sequence[Piece]) -> list[Written]:
+    """Read a bag once and write its parts; those without messages of their own are left out.
+
+    Log times stay, but for values that are still in force where a part begins (of topics that are offered to late
+    joiners, such as the instruction): they go along with the time of its beginning.
+
+    Args:
+        bag: opened.
+        pieces: by time; they do not overlap.
+
+    Raises:
+        RecordError: if a folder exists, or the disk is full; then nothing is left behind.
+        DataError: if messages are so far out of order that they belong to a part that is finished.
+    """
+    taken = next((piece.folder for piece in pieces if piece.folder.exists()), None)
+    if taken is not None:
+        raise DataError(f'{taken}: exists already; nothing is overwritten')
+    copier = _Copier(bag, pieces)
+    try:
+        for message in bag.read():
+            copier.take(message)
+        return copier.finish()
+    except BaseException:
+        copier.discard()
+        raise
+
+
+def offered_profiles(bag: Path) -> dict[str, list[dict[str, Any]]]:
+    """Return how the recorded topics were offered, as far as the metadata say so."""
+    information, _ = try_information(bag)
+    found: dict[str, list[dict[str, Any]]] = {}
+    for topic in information.get('topics_with_message_count') or []:
+        told = topic.get('topic_metadata', {}) if isinstance(topic, dict) else {}
+        profiles = told.get('offered_qos_profiles') or []
+        if isinstance(profiles, str):  # before version 9
+            try:
+                profiles = yaml.safe_load(profiles) or []
+            except yaml.YAMLError:
+                profiles = []
+        if isinstance(profiles, list):
+            found[str(told.get('name', ''))] = [profile for profile in profiles if isinstance(profile, dict)]
+    return found
+
+
+class _Copier:
+    """Deals messages out to writers, which it opens when their first message comes."""
+
+    def __init__(self, bag: Bag, pieces: Sequence[Piece]) -> None:
+        self._bag, self._pieces = bag, list(pieces)
+        self._begins = [piece.begin for piece in pieces]
+        offered = offered_profiles(bag.path)
+        self._topics = [Topic(name, kind, tuple(offered.get(name, ())), bag.definition(name))
+                        for name, kind in bag.types.items()]
+        self._latched = {name for name in bag.types if _is_latched(name, offered.get(name, ()))}
+        self._in_force: dict[str, BagMessage] = {}
+        self._writers: dict[int, EpisodeWriter] = {}
+        self._done: dict[int, Written] = {}
+
+    def take(self, message: BagMessage) -> None:
+        """Write a message into the part that it belongs to."""
+        index = bisect_right(self._begins, message.log_time) - 1
+        if index >= 0 and message.log_time <= self._pieces[index].end:
+            self._write(index, message)
+        elif index >= 0 and self._pieces[index].whole and self._bag.types[message.topic] == EPISODE:
+            self._write(index, message._replace(log_time=self._pieces[index].end))
+        if message.topic in self._latched or self._bag.types[message.topic] == EPISODE:
+            self._in_force[message.topic] = message
+        for late in [k for k, piece in enumerate(self._pieces[:index + 1])
+                     if k in self._writers and not piece.whole and piece.end + LATE < message.log_time]:
+            self._close(late)
+
+    def finish(self) -> list[Written]:
+        """End all parts."""
+        for index in sorted(self._writers):
+            self._close(index)
+        return [self._done[index] for index in sorted(self._done)]
+
+    def discard(self) -> None:
+        """Delete what was written."""
+        for writer in self._writers.values():
+            writer.discard()
+        import shutil
+        for written in self._done.values():
+            shutil.rmtree(written.folder, ignore_errors=True)
+
+    def _write(self, index: int, message: BagMessage) -> None:
+        piece = self._pieces[index]
+        if index in self._done:
+            raise DataError(f'{self._bag.path}: {message.topic}: a message lies more than {LATE / 1e9:g} s out of order; '
+                            'sort the bag first')
+        if index not in self._writers:
+            self._writers[index] = EpisodeWriter(piece.folder, self._topics, piece.marks)
+            for topic, held in self._carried(piece, message):
+                self._writers[index].write(topic, held.data, piece.begin, piece.begin)
+        self._writers[index].write(message.topic, message.data, message.log_time, self._stamp(message))
+
+    def _carried(self, piece: Piece, first: BagMessage) -> Iterable[tuple[str, BagMessage]]:
+        for topic, held in self._in_force.items():
+            again = topic == first.topic and first.log_time == piece.begin
+            if held.log_time < piece.begin and not again and (piece.whole or self._bag.types[topic] != EPISODE):
+                yield topic, held
+
+    def _stamp(self, message: BagMessage) -> int:
+        """Return what stands for the time of publication: the header's stamp, or the receipt."""
+        try:
+            return self._bag.stamp(message, zero_is_receipt=True)
+        except DataError:
+            return message.log_time
+
+    def _close(self, index: int) -> None:
+        writer = self._writers.pop(index)
+        writer.close()
+        self._done[index] = Written(writer.folder, writer.messages, writer.duration)
+
+
+def _is_latched(topic: str, profiles: Iterable[Mapping[str, Any]]) -> bool:
+    offered = [profile.get('durability') in TRANSIENT_LOCAL for profile in profiles]
+    return any(offered) or topic.rpartition('/')[2] in LATCHED
