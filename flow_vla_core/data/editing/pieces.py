@@ -1,4 +1,4 @@
-"""Copies parts of a bag into bags of their own: messages byte for byte, with the values in force where a part begins."""
+"""Copies parts of a bag into bags of their own, byte for byte, with the values in force where a part begins."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+import shutil
+from typing import Any, Literal
 
 import yaml
 
@@ -32,14 +33,15 @@ class Piece:
         begin: first log time, ns.
         end: last log time, ns.
         marks: custom data of the new bag.
-        whole: whether it is the same episode still, so that the marks that began and ended it go along.
+        episode: which Episode messages go along. ``all``: it is the same episode still, and those that began and ended
+            it outside of the part get its first and last time; ``inside``: those in the part; ``none``.
     """
 
     folder: Path
     begin: int
     end: int
     marks: Mapping[str, str]
-    whole: bool = False
+    episode: Literal['all', 'inside', 'none'] = 'none'
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Written:
     duration: float
 
 
-def write_pieces(bag: Bag, pieces: Sequence[Piece]) -> list[Written]:
+def write_pieces(bag: Bag, pieces: Sequence[Piece], without: Iterable[str] = ()) -> list[Written]:
     """Read a bag once and write its parts; those without messages of their own are left out.
 
     Log times stay, but for values that are still in force where a part begins (of topics that are offered to late
@@ -66,17 +68,24 @@ def write_pieces(bag: Bag, pieces: Sequence[Piece]) -> list[Written]:
     Args:
         bag: opened.
         pieces: by time; they do not overlap.
+        without: topics that are left out.
 
     Raises:
-        RecordError: if a folder exists, or the disk is full; then nothing is left behind.
-        DataError: if messages are so far out of order that they belong to a part that is finished.
+        RecordError: if the disk is full; nothing is left behind.
+        DataError: if a folder exists, a type is not defined anywhere, or a message is so far out of order that it
+            belongs to a part that is finished.
     """
     taken = next((piece.folder for piece in pieces if piece.folder.exists()), None)
     if taken is not None:
         raise DataError(f'{taken}: exists already; nothing is overwritten')
-    copier = _Copier(bag, pieces)
+    topics = set(bag.types) - {bag.resolve(topic) for topic in without}
+    unknown = sorted(topic for topic in topics if not bag.is_known(topic))
+    if unknown:
+        raise DataError(f'{bag.path}: {unknown[0]}: no definition of {bag.types[unknown[0]]} is known, so that nobody '
+                        f'could read the new bag; leave it out with --without {unknown[0]}')
+    copier = _Copier(bag, pieces, topics)
     try:
-        for message in bag.read():
+        for message in bag.read(topics):
             copier.take(message)
         return copier.finish()
     except BaseException:
@@ -104,12 +113,12 @@ def offered_profiles(bag: Path) -> dict[str, list[dict[str, Any]]]:
 class _Copier:
     """Deals messages out to writers, which it opens when their first message comes."""
 
-    def __init__(self, bag: Bag, pieces: Sequence[Piece]) -> None:
+    def __init__(self, bag: Bag, pieces: Sequence[Piece], topics: set[str]) -> None:
         self._bag, self._pieces = bag, list(pieces)
         self._begins = [piece.begin for piece in pieces]
         offered = offered_profiles(bag.path)
         self._topics = [Topic(name, kind, tuple(offered.get(name, ())), bag.definition(name))
-                        for name, kind in bag.types.items()]
+                        for name, kind in sorted(bag.types.items()) if name in topics]
         self._latched = {name for name in bag.types if _is_latched(name, offered.get(name, ()))}
         self._in_force: dict[str, BagMessage] = {}
         self._writers: dict[int, EpisodeWriter] = {}
@@ -118,15 +127,13 @@ class _Copier:
     def take(self, message: BagMessage) -> None:
         """Write a message into the part that it belongs to."""
         index = bisect_right(self._begins, message.log_time) - 1
-        if index >= 0 and message.log_time <= self._pieces[index].end:
-            self._write(index, message)
-        elif index >= 0 and self._pieces[index].whole and self._bag.types[message.topic] == EPISODE:
-            self._write(index, message._replace(log_time=self._pieces[index].end))
-        if message.topic in self._latched or self._bag.types[message.topic] == EPISODE:
+        if index >= 0:
+            self._deal(index, message)
+        if message.topic in self._latched or self._is_mark(message.topic):
             self._in_force[message.topic] = message
-        for late in [k for k, piece in enumerate(self._pieces[:index + 1])
-                     if k in self._writers and not piece.whole and piece.end + LATE < message.log_time]:
-            self._close(late)
+        for late in [k for k in self._writers if self._pieces[k].end + LATE < message.log_time]:
+            if self._pieces[late].episode != 'all':
+                self._close(late)
 
     def finish(self) -> list[Written]:
         """End all parts."""
@@ -138,15 +145,25 @@ class _Copier:
         """Delete what was written."""
         for writer in self._writers.values():
             writer.discard()
-        import shutil
         for written in self._done.values():
             shutil.rmtree(written.folder, ignore_errors=True)
+
+    def _deal(self, index: int, message: BagMessage) -> None:
+        piece, mark = self._pieces[index], self._is_mark(message.topic)
+        if message.log_time <= piece.end:
+            if not mark or piece.episode != 'none':
+                self._write(index, message)
+        elif mark and piece.episode == 'all':
+            self._write(index, message._replace(log_time=piece.end))
+
+    def _is_mark(self, topic: str) -> bool:
+        return self._bag.types[topic] == EPISODE
 
     def _write(self, index: int, message: BagMessage) -> None:
         piece = self._pieces[index]
         if index in self._done:
-            raise DataError(f'{self._bag.path}: {message.topic}: a message lies more than {LATE / 1e9:g} s out of order; '
-                            'sort the bag first')
+            raise DataError(f'{self._bag.path}: {message.topic}: a message lies more than {LATE / 1e9:g} s out of '
+                            'order')
         if index not in self._writers:
             self._writers[index] = EpisodeWriter(piece.folder, self._topics, piece.marks)
             for topic, held in self._carried(piece, message):
@@ -156,7 +173,7 @@ class _Copier:
     def _carried(self, piece: Piece, first: BagMessage) -> Iterable[tuple[str, BagMessage]]:
         for topic, held in self._in_force.items():
             again = topic == first.topic and first.log_time == piece.begin
-            if held.log_time < piece.begin and not again and (piece.whole or self._bag.types[topic] != EPISODE):
+            if held.log_time < piece.begin and not again and (piece.episode == 'all' or not self._is_mark(topic)):
                 yield topic, held
 
     def _stamp(self, message: BagMessage) -> int:

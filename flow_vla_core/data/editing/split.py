@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 import re
 
@@ -17,7 +17,7 @@ FOREVER = 2 ** 63 - 1  # ns
 SECONDS = re.compile(r'(\d+(?:\.\d+)?)s')
 
 
-def split_bag(path: Path, out: Path, by: str) -> list[Written]:
+def split_bag(path: Path, out: Path, by: str, without: Iterable[str] = ()) -> list[Written]:
     """Write the episodes of a bag as bags of their own, ``out/<name of the bag>_000`` and so on.
 
     Args:
@@ -25,6 +25,7 @@ def split_bag(path: Path, out: Path, by: str) -> list[Written]:
         out: folder of the new ones.
         by: ``marks`` of episodes; ``instruction``, where the words change; a duration such as ``30s``; or a topic: of
             a std_msgs/Bool, True begins and False ends an episode; any message of another type begins the next one.
+        without: topics that are left out.
 
     Raises:
         DataError: if there is nothing to cut at, or a new bag exists already.
@@ -36,9 +37,10 @@ def split_bag(path: Path, out: Path, by: str) -> list[Written]:
     except DataError as error:
         raise DataError(f'{path}: {str(error).removeprefix(f"{path}: ")}') from error
     pieces = [Piece(out / f'{bag.path.stem}_{k:03d}', max(segment.begin, 0), segment.end,
-                    _marks(bag, segment, last=k == len(segments) - 1, marked=by == 'marks'))
+                    _marks(bag, segment, k == len(segments) - 1 or by == 'marks'),
+                    'inside' if by == 'marks' else 'none')
               for k, segment in enumerate(segments)]
-    return write_pieces(bag, pieces)
+    return write_pieces(bag, pieces, without)
 
 
 def _segments(bag: Bag, by: str) -> Iterator[Segment]:
@@ -74,8 +76,7 @@ def _by_words(whole: Segment) -> Iterator[Segment]:
         yield Segment(begin, end, ((time, words),), whole.task, whole.outcome)
 
 
-def _marks(bag: Bag, segment: Segment, last: bool, marked: bool) -> dict[str, str]:
-    """Return the marks of a part; only the last one ends as the whole did, unless marks say how each ended."""
-    outcome = segment.outcome if marked or last else 'unknown'
-    return {**bag.marks, 'instruction': segment.first_words.strip(), 'task': segment.task, 'outcome': outcome,
-            'source': bag.path.name}
+def _marks(bag: Bag, segment: Segment, judged: bool) -> dict[str, str]:
+    """Return the marks of a part; a judgement of the whole is one of its last part, unless marks judge each."""
+    return {**bag.marks, 'instruction': segment.first_words.strip(), 'task': segment.task,
+            'outcome': segment.outcome if judged else 'unknown', 'source': bag.path.name}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from flow_vla_core.contract import RobotContract
@@ -19,7 +20,7 @@ MARGIN = 250_000_000   # ns of rest that stay on either side of motion
 
 
 def trim_bag(path: Path, out: Path, start: float = 0.0, end: float | None = None, idle: bool = False,
-             contract: RobotContract | None = None) -> Written:
+             contract: RobotContract | None = None, without: Iterable[str] = ()) -> Written:
     """Write the part of a bag between two times of receipt.
 
     Args:
@@ -30,6 +31,7 @@ def trim_bag(path: Path, out: Path, start: float = 0.0, end: float | None = None
         idle: cut off the time at both ends, within the above, in which neither state nor commands move; a quarter of
             a second of it stays.
         contract: says what state and commands are; by default the one that the bag's marks name.
+        without: topics that are left out.
 
     Raises:
         ConfigError: if the times are not in order, or there is no contract to find idle time by.
@@ -48,7 +50,7 @@ def trim_bag(path: Path, out: Path, start: float = 0.0, end: float | None = None
         begin, stop = _without_idle(bag, contract, begin, stop)
     source = f'{bag.path.name}, from second {(begin - first.log_time) / 1e9:.3f}'
     marks = {**bag.marks, 'source': source}
-    written = write_pieces(bag, [Piece(out, begin, stop, marks, whole=True)])
+    written = write_pieces(bag, [Piece(out, begin, stop, marks, 'all')], without)
     if not written:
         raise DataError(f'{path}: nothing lies between second {start:g} and {"its end" if end is None else f"{end:g}"}')
     return written[0]
