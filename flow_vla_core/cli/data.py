@@ -141,3 +141,22 @@ def _percent(text: str) -> float:
 
 def _say(written: Written) -> None:
     Console().print(f'written: {written.folder}  {written.messages} messages, {written.duration:.2f} s', soft_wrap=True)
+
+
+@app.command()
+def view(
+    bag: Annotated[Path, typer.Argument(help='A bag.')],
+    save: Annotated[Path | None, typer.Option(help='Write a file .rrd and open nothing.')] = None,
+    contract: Contract = None,
+    policy: Annotated[Path | None, typer.Option(
+        help='Checkpoint of a policy, whose plans are laid over the recorded actions.')] = None,
+    quality: Annotated[int, typer.Option(min=0, max=100, help='JPEG quality of raw pictures; 0: as they are.')] = 90,
+) -> None:
+    """Show a bag in Rerun: pictures, state and actions by name, words, marks and who acts, on ROS time."""
+    from flow_vla_core.cli.view import show_bag
+    counts = show_bag(bag, _load(contract), save, policy, quality)
+    console = Console()
+    for entity, count in sorted(counts.items()):
+        console.print(f'{count:8,}  {entity}', soft_wrap=True, highlight=False)
+    if save is not None:
+        console.print(f'written: {save}', soft_wrap=True)

@@ -56,7 +56,7 @@ class ImageCollector(Collector):
         shape = image_shape(message)
         self.shapes[shape] += 1
         self._follow(stamp, body)
-        if shape[1] is not None and message.step * message.height != len(message.data):
+        if hasattr(message, 'step') and message.step * message.height != len(message.data):
             self._blame(f'{len(message.data)} bytes, {message.height} rows of {message.step} need '
                         f'{message.step * message.height}')
         elif self.thumbnails.wants():

@@ -169,7 +169,8 @@ def sorted_series(held: ValueCollector) -> tuple[np.ndarray, np.ndarray]:
 def _compare(bag: str, name: str, held: ImageCollector, camera: Camera) -> Iterator[Finding]:
     total = sum(held.shapes.values())
     sizes = {size: count for (_, size), count in held.shapes.items() if size not in (None, tuple(camera.resolution))}
-    codes = {code: count for (code, size), count in held.shapes.items() if size is not None and code != camera.encoding}
+    raw = camera.message.endswith('/Image')
+    codes = {code: count for (code, _), count in held.shapes.items() if raw and code != camera.encoding}
     for size, count in sizes.items():
         rows, columns = camera.resolution
         yield Finding.of('RESOLUTION_WRONG', bag, name, f'{count} of {total} images have {size[0]} rows and {size[1]} '

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -55,10 +56,15 @@ class EvenlySpaced:
 
 
 def image_shape(message: Any) -> tuple[str, tuple[int, int] | None]:
-    """Return encoding (or format) and rows and columns (None for a compressed image) of a message."""
-    if hasattr(message, 'format'):
-        return message.format, None
-    return message.encoding, (message.height, message.width)
+    """Return encoding (or format), and rows and columns (None where nothing here can tell) of a message.
+
+    Raises:
+        DataError: if the bytes are no picture.
+    """
+    if not hasattr(message, 'format'):
+        return message.encoding, (message.height, message.width)
+    picture = _open(message)
+    return message.format, None if picture is None else (picture.height, picture.width)
 
 
 def shrink(message: Any, height: int = HEIGHT) -> np.ndarray | None:
@@ -82,16 +88,24 @@ def _smaller(rows: int, columns: int, height: int) -> tuple[int, int]:
 
 
 def _decompress(message: Any, height: int) -> np.ndarray | None:
-    import io
-    try:
-        from PIL import Image
-    except ModuleNotFoundError:  # of the extra data
+    picture = _open(message)
+    if picture is None:
         return None
     try:
-        with Image.open(io.BytesIO(bytes(message.data))) as picture:
-            picture.draft('RGB', (4 * height, 4 * height))
-            rgb = picture.convert('RGB')
-            rows, columns = _smaller(rgb.height, rgb.width, height)
-            return np.asarray(rgb.resize((columns, rows), Image.Resampling.BOX))
+        picture.draft('RGB', (4 * height, 4 * height))
+        rows, columns = _smaller(picture.height, picture.width, height)
+        return np.asarray(picture.convert('RGB').resize((columns, rows), 4))
     except Exception as error:  # bytes from anywhere make the decoder raise anything
-        raise DataError(f'no {message.format!r} picture: {error}') from error
+        raise DataError(f'damaged {message.format!r} picture: {error}') from error
+
+
+def _open(message: Any) -> Any:
+    """Read the head of a JPEG or PNG; None where Pillow, of the extra ``data``, is not installed."""
+    try:
+        from PIL import Image
+    except ModuleNotFoundError:
+        return None
+    try:
+        return Image.open(BytesIO(bytes(message.data)), formats=('JPEG', 'PNG'))
+    except Exception as error:  # as above
+        raise DataError(f'neither JPEG nor PNG ({message.format!r})') from error
