@@ -122,6 +122,7 @@ class _Copier:
         self._latched = {name for name in bag.types if _is_latched(name, offered.get(name, ()))}
         self._in_force: dict[str, BagMessage] = {}
         self._writers: dict[int, EpisodeWriter] = {}
+        self._carried: dict[int, dict[str, bytes]] = {}
         self._done: dict[int, Written] = {}
 
     def take(self, message: BagMessage) -> None:
@@ -166,15 +167,21 @@ class _Copier:
                             'order')
         if index not in self._writers:
             self._writers[index] = EpisodeWriter(piece.folder, self._topics, piece.marks)
-            for topic, held in self._carried(piece, message):
-                self._writers[index].write(topic, held.data, piece.begin, piece.begin)
+            self._carried[index] = self._values_before(piece)
+        if message.log_time <= piece.begin:
+            self._carried[index].pop(message.topic, None)
+        else:
+            self._carry(index)
         self._writers[index].write(message.topic, message.data, message.log_time, self._stamp(message))
 
-    def _carried(self, piece: Piece, first: BagMessage) -> Iterable[tuple[str, BagMessage]]:
-        for topic, held in self._in_force.items():
-            again = topic == first.topic and first.log_time == piece.begin
-            if held.log_time < piece.begin and not again and (piece.episode == 'all' or not self._is_mark(topic)):
-                yield topic, held
+    def _values_before(self, piece: Piece) -> dict[str, bytes]:
+        """Return what is in force where a part begins, unless something else is said at the same time."""
+        return {topic: held.data for topic, held in self._in_force.items()
+                if held.log_time < piece.begin and (piece.episode == 'all' or not self._is_mark(topic))}
+
+    def _carry(self, index: int) -> None:
+        for topic, data in self._carried.pop(index, {}).items():
+            self._writers[index].write(topic, data, self._pieces[index].begin, self._pieces[index].begin)
 
     def _stamp(self, message: BagMessage) -> int:
         """Return what stands for the time of publication: the header's stamp, or the receipt."""
@@ -184,6 +191,7 @@ class _Copier:
             return message.log_time
 
     def _close(self, index: int) -> None:
+        self._carry(index)
         writer = self._writers.pop(index)
         writer.close()
         self._done[index] = Written(writer.folder, writer.messages, writer.duration)

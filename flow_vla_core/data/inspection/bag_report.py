@@ -15,7 +15,7 @@ from flow_vla_core.data.bags import try_information
 from flow_vla_core.data.inspection import content_checks as contents
 from flow_vla_core.data.inspection import storage_checks as storage
 from flow_vla_core.data.inspection.collectors import ImageCollector, LossCollector, ValueCollector
-from flow_vla_core.data.inspection.findings import Finding
+from flow_vla_core.data.inspection.findings import Finding, Severity
 from flow_vla_core.data.inspection.motion import Distribution, bounds_of, distribute
 from flow_vla_core.data.inspection.scan import Scan, scan
 from flow_vla_core.data.inspection.spans import Span, acting, episodes, instructions
@@ -174,7 +174,8 @@ class _Inspection:
         idle = contents.find_idle(scanned, contract)
         skews, skewed = contents.measure_skew(scanned, contract, timings) if contract else ([], [])
         spans, words = episodes(scanned), instructions(scanned)
-        findings = [*findings, *self._findings(timings, idle), *skewed,
+        findings = [*findings, *self._findings(timings, idle)]
+        findings = [*findings, *_unexplained(skewed, findings),
                     *contents.check_words(scanned, contract, words, spans)]
         return BagReport(
             scanned.path, tuple(findings), contract, scanned.start, scanned.duration,
@@ -250,6 +251,12 @@ def choose_contract(path: Path, marks: dict[str, str],
     if found.label != told:
         return None, [Finding.of('CONTRACT_UNKNOWN', str(path), '', f'recorded for {told}, here it is {found.label}')]
     return found, []
+
+
+def _unexplained(skewed: list[Finding], others: list[Finding]) -> list[Finding]:
+    """Leave out single steps that lie too far away because their stamps are wrong."""
+    wrong = {finding.topic for finding in others if finding.code.name.startswith('STAMP_')}
+    return [finding for finding in skewed if finding.topic not in wrong or finding.severity == Severity.ERROR]
 
 
 def _thin(runs: list[tuple[int, int]], most: int) -> list[tuple[int, int]]:

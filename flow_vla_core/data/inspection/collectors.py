@@ -91,6 +91,7 @@ class ValueCollector(Collector):
     def __init__(self, part: StateStream | ActionPart) -> None:
         super().__init__()
         self.part = part
+        self.why = ''  # a measurement is not finite
         self._stamps, self._values = array('q'), array('d')
 
     def take(self, log_time: int, stamp: int, message: Any, body: int) -> None:
@@ -115,7 +116,8 @@ class ValueCollector(Collector):
             return decode_action(message, self.part)
         try:
             return decode_state(message, self.part)
-        except StateNotFinite:
+        except StateNotFinite as error:
+            self.why = self.why or str(error)
             return np.full(len(self.part.names), np.nan)
         except ObservationError as error:
             raise DataError(str(error)) from error

@@ -70,9 +70,9 @@ def check_values(scan: Scan) -> Iterator[Finding]:
     for name, held in scan.of_kind(ValueCollector).items():
         values, part = held.values, held.part
         wrong = ~np.isfinite(values)
-        for index in np.flatnonzero(wrong.any(0)):
-            yield Finding.of('NOT_FINITE', bag, name, f'{part.names[index]}: {int(wrong[:, index].sum())} of '
-                                                      f'{len(values)} values are not finite')
+        if wrong.any():
+            why = held.why or ', '.join(part.names[index] for index in np.flatnonzero(wrong.any(0)))
+            yield Finding.of('NOT_FINITE', bag, name, f'{int(wrong.any(1).sum())} of {len(values)} messages: {why}')
         if isinstance(part, ActionPart) and len(values):
             yield from _limits(bag, name, part, values)
 
@@ -183,7 +183,7 @@ def _compare(bag: str, name: str, held: ImageCollector, camera: Camera) -> Itera
 def _limits(bag: str, name: str, part: ActionPart, values: np.ndarray) -> Iterator[Finding]:
     low, high = bounds_of(part)
     slack = SLACK * np.where(np.isfinite(high - low), high - low, 1.0)
-    outside = (values < low - slack) | (values > high + slack)
+    outside = np.isfinite(values) & ((values < low - slack) | (values > high + slack))
     for index in np.flatnonzero(outside.any(0)):
         column = values[:, index][np.isfinite(values[:, index])]
         yield Finding.of('OUT_OF_LIMITS', bag, name, f'{part.names[index]}: {int(outside[:, index].sum())} of '

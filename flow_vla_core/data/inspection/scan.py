@@ -143,10 +143,14 @@ def _take(bag: Bag, opened: _Open, message: Any) -> None:
     opened.digest.update(b'%d %d ' % (stamp if opened.stamped else 0, body))
     if opened.collector is None or not opened.known:
         return
+    decoded = None
     try:
-        opened.collector.take(log_time, stamp, bag.decode(message.topic, data), body)
+        decoded = bag.decode(message.topic, data)
+        opened.collector.take(log_time, stamp, decoded, body)
     except DataError as error:
         opened.collector.refuse(str(error).removeprefix(f'{bag.path}: ').removeprefix(f'{message.topic}: '))
+    if decoded is None and opened.stamped:
+        opened.stamps[-1] = log_time  # what stands in the place of a stamp is noise
 
 
 def _close(name: str, kind: str, role: str, opened: _Open) -> TopicScan:

@@ -13,6 +13,7 @@ __all__ = ['Gap', 'Timing', 'measure', 'runs_of']
 PERIODIC = 8       # messages without which no period is estimated
 REGULAR = 2.0      # nine of ten intervals of a periodic topic are below this many periods
 PAUSE = 3.0        # periods after which silence is a gap
+FAR = 1.0          # s
 LATE = 5           # messages in a row that may lie behind a later one and still have only been overtaken
 
 
@@ -59,15 +60,18 @@ def measure(topic: TopicScan) -> Timing:
     """Measure a topic; by its stamps where it has trustworthy ones, by the times of receipt otherwise."""
     if not len(topic):
         return Timing(0)
-    stamps = topic.stamps
-    zeros = 0 if stamps is None else int((stamps == 0).sum())
-    if stamps is None or 2 * zeros > len(stamps):
+    if topic.stamps is None:
+        return _regularity(np.sort(topic.log), len(topic))
+    real = topic.stamps != 0
+    zeros = int((~real).sum())
+    stamps, delay = topic.stamps[real], (topic.log[real] - topic.stamps[real]) / 1e9
+    if not len(stamps):
         return _regularity(np.sort(topic.log), len(topic), zeros=zeros)
-    real = stamps != 0
-    times, overtaken, jumps = _order(stamps[real])
-    delay = (topic.log[real] - stamps[real]) / 1e9
     quantiles = tuple(float(value) for value in np.quantile(delay, (0, 0.5, 0.95, 1)))
-    repeated = len(times) - len(np.unique(times))
+    sound = ~_stray(delay)
+    overtaken, jumps = _order(stamps[sound])
+    repeated = len(stamps[sound]) - len(np.unique(stamps[sound]))
+    times = stamps if sound.all() and not zeros else topic.log
     return _regularity(times if jumps else np.sort(times), len(topic), zeros=zeros, repeated=repeated,
                        overtaken=overtaken, jumps=jumps, delay=quantiles)
 
@@ -83,15 +87,24 @@ def runs_of(timing: Timing, times: np.ndarray) -> list[tuple[int, int]]:
     return [(int(times[first]), int(times[last])) for first, last in zip(firsts, lasts)]
 
 
-def _order(stamps: np.ndarray) -> tuple[np.ndarray, int, int]:
-    """Return the stamps, how many were overtaken, and how often they jumped back to stay."""
-    newest = np.maximum.accumulate(stamps)
-    behind = np.flatnonzero(stamps < newest)
-    if not len(behind):
-        return stamps, 0, 0
-    runs = np.split(behind, np.flatnonzero(np.diff(behind) > 1) + 1)
-    jumps = sum(len(run) > LATE for run in runs)
-    return stamps, sum(len(run) for run in runs if len(run) <= LATE), jumps
+def _order(stamps: np.ndarray) -> tuple[int, int]:
+    """Return how many stamps were overtaken, and how often they jumped back to stay."""
+    runs = _runs(stamps < np.maximum.accumulate(stamps))
+    return sum(len(run) for run in runs if len(run) <= LATE), sum(len(run) > LATE for run in runs)
+
+
+def _stray(delay: np.ndarray) -> np.ndarray:
+    """Say which of (N,) delays are far from the others for a moment only, (N,) bool: their stamps are just wrong."""
+    far = np.abs(delay - np.median(delay)) > FAR
+    for run in _runs(far):
+        far[run] = len(run) <= LATE
+    return far
+
+
+def _runs(flags: np.ndarray) -> list[np.ndarray]:
+    """Return the places of (N,) flags that are set, those in a row together."""
+    places = np.flatnonzero(flags)
+    return np.split(places, np.flatnonzero(np.diff(places) > 1) + 1) if len(places) else []
 
 
 def _regularity(times: np.ndarray, count: int, **told: object) -> Timing:
