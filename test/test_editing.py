@@ -83,10 +83,11 @@ def test_trimming_nothing_copies_the_bag(tmp_path: Path) -> None:
 
 def test_marks_outside_of_a_trimmed_bag_are_carried_to_its_ends(tmp_path: Path) -> None:
     last = START + (COUNT - 1) * DT
-    samples = [mark(0, START, 'bag'), *moving(COUNT), mark(1, last, 'bag', outcome=1)]
+    samples = [mark(0, START, 'bag'), *moving(COUNT), mark(3, START + 3 * DT, 'bag'), mark(1, last, 'bag', outcome=1)]
     trim_bag(record_marked(tmp_path / 'bag', samples, MARKS), tmp_path / 'new', 5 * DT / 1e9, 9 * DT / 1e9)
     found = [(time, data) for topic, time, data in by_mcap(tmp_path / 'new') if topic == '/episode']
-    assert found == [(START + 5 * DT, samples[0][2]), (START + 9 * DT, samples[-1][2])]
+    first, judged, ended = (entry[2] for entry in (samples[0], *samples[-2:]))
+    assert found == sorted([(START + 5 * DT, first), (START + 5 * DT, judged), (START + 9 * DT, ended)])
 
 
 def test_idle_ends_are_cut_and_a_rest_between_stays(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def check(bags: Bags, contract: Contract = None,
     for finding in survey.findings:
         print(finding)
     errors = sum(finding.severity == Severity.ERROR for finding in survey.findings)
-    print(f'{len(survey.bags)} bags, {errors} errors, {len(survey.findings) - errors} other findings')
+    print(f'bags: {len(survey.bags)}, errors: {errors}, other findings: {len(survey.findings) - errors}')
     if worst(survey.findings) == Severity.ERROR:
         raise typer.Exit(1)
 

@@ -41,6 +41,8 @@ def show_bag(path: Path, contract: RobotContract | None, save: Path | None, poli
     bag = open_bag(path)
     robot, _ = choose_contract(path, bag.marks, contract)
     recording = rr.RecordingStream('flow_vla', recording_id=path.name)
+    for timeline in ('log_time', 'log_tick'):
+        recording.disable_timeline(timeline)
     _connect(recording, save)
     counts = log_bag(bag, robot, recording, quality)
     if policy is not None:

@@ -19,6 +19,7 @@ from flow_vla_core.errors import DataError
 __all__ = ['Piece', 'Written', 'offered_profiles', 'write_pieces']
 
 EPISODE = 'flow_vla/msg/Episode'
+STARTED = 0  # its event
 LATCHED = ('instruction', 'robot_description', 'tf_static')  # by name, for bags that do not say how topics were offered
 TRANSIENT_LOCAL = (1, 'transient_local')
 LATE = 10 ** 10  # ns after its end at which a part is closed
@@ -120,9 +121,9 @@ class _Copier:
         self._topics = [Topic(name, kind, tuple(offered.get(name, ())), bag.definition(name))
                         for name, kind in sorted(bag.types.items()) if name in topics]
         self._latched = {name for name in bag.types if _is_latched(name, offered.get(name, ()))}
-        self._in_force: dict[str, BagMessage] = {}
+        self._in_force: dict[str, list[BagMessage]] = {}
         self._writers: dict[int, EpisodeWriter] = {}
-        self._carried: dict[int, dict[str, bytes]] = {}
+        self._carried: dict[int, dict[str, list[bytes]]] = {}
         self._done: dict[int, Written] = {}
 
     def take(self, message: BagMessage) -> None:
@@ -130,8 +131,7 @@ class _Copier:
         index = bisect_right(self._begins, message.log_time) - 1
         if index >= 0:
             self._deal(index, message)
-        if message.topic in self._latched or self._is_mark(message.topic):
-            self._in_force[message.topic] = message
+        self._note(message)
         for late in [k for k in self._writers if self._pieces[k].end + LATE < message.log_time]:
             if self._pieces[late].episode != 'all':
                 self._close(late)
@@ -169,19 +169,38 @@ class _Copier:
             self._writers[index] = EpisodeWriter(piece.folder, self._topics, piece.marks)
             self._carried[index] = self._values_before(piece)
         if message.log_time <= piece.begin:
-            self._carried[index].pop(message.topic, None)
+            if not self._is_mark(message.topic):
+                self._carried[index].pop(message.topic, None)
         else:
             self._carry(index)
         self._writers[index].write(message.topic, message.data, message.log_time, self._stamp(message))
 
-    def _values_before(self, piece: Piece) -> dict[str, bytes]:
+    def _note(self, message: BagMessage) -> None:
+        """Keep what stays in force: the last value of a latched topic, and the marks since an episode began."""
+        if self._is_mark(message.topic):
+            held = self._in_force.setdefault(message.topic, [])
+            if self._begins_episode(message):
+                held.clear()
+            held.append(message)
+        elif message.topic in self._latched:
+            self._in_force[message.topic] = [message]
+
+    def _begins_episode(self, message: BagMessage) -> bool:
+        try:
+            return self._bag.decode(message.topic, message.data).event == STARTED
+        except DataError:
+            return False
+
+    def _values_before(self, piece: Piece) -> dict[str, list[bytes]]:
         """Return what is in force where a part begins, unless something else is said at the same time."""
-        return {topic: held.data for topic, held in self._in_force.items()
-                if held.log_time < piece.begin and (piece.episode == 'all' or not self._is_mark(topic))}
+        return {topic: [message.data for message in held if message.log_time < piece.begin]
+                for topic, held in self._in_force.items() if piece.episode == 'all' or not self._is_mark(topic)}
 
     def _carry(self, index: int) -> None:
-        for topic, data in self._carried.pop(index, {}).items():
-            self._writers[index].write(topic, data, self._pieces[index].begin, self._pieces[index].begin)
+        begin = self._pieces[index].begin
+        for topic, values in self._carried.pop(index, {}).items():
+            for data in values:
+                self._writers[index].write(topic, data, begin, begin)
 
     def _stamp(self, message: BagMessage) -> int:
         """Return what stands for the time of publication: the header's stamp, or the receipt."""
