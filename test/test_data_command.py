@@ -130,7 +130,7 @@ def test_check_tells_by_its_exit_code(tmp_path: Path, small: str, capsys: Any) -
     good, bad = record(tmp_path / 'good', moving(COUNT)), tmp_path / 'bad'
     record(bad, [sample for sample in moving(COUNT, phase=1) if sample[0] != '/ee_pose'])
     assert run('check', good, '--contract', small) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == 'bags: 1, errors: 0, other findings: 4'  # values that never change
+    assert capsys.readouterr().out.splitlines()[-1] == 'bags: 1, errors: 0, other findings: 4'  # that never change
     assert run('check', good, bad, '--contract', small) == 1
     first, *_, last = capsys.readouterr().out.splitlines()
     assert first == f'error   513 TOPIC_SILENT     {bad} /ee_pose: ee_position: 0 messages'
@@ -141,7 +141,8 @@ def test_check_tells_by_its_exit_code(tmp_path: Path, small: str, capsys: Any) -
 
 
 @pytest.mark.parametrize('words', [('check',), ('check', 'x', '--allow', 'nonsense'),
-                                   ('check', 'x', '--contract', 'no'), ('split', 'nowhere', 'out'), ('trim', 'nowhere', 'out'), ('view', 'nowhere'),
+                                   ('check', 'x', '--contract', 'no'),
+                                   ('split', 'nowhere', 'out'), ('trim', 'nowhere', 'out'), ('view', 'nowhere'),
                                    ('split', 'nowhere', 'out', '--by', 'x%')])
 def test_wrong_usage_ends_with_two(words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -287,7 +287,7 @@ def status(source: int) -> Any:
 def _zero(field: tuple) -> Any:
     number, detail = int(field[0]), field[1]
     if number == 4:
-        return np.zeros(0, detail[0][1][0])
+        return [] if detail[0][1][0] == 'string' else np.zeros(0, detail[0][1][0])
     return '' if detail[0] == 'string' else 0
 
 
@@ -314,6 +314,58 @@ def test_a_bag_in_which_nothing_moves_is_idle(tmp_path: Path) -> None:
     assert [finding.code.name for finding in report.findings] == ['IDLE']
     span, = report.idle
     assert (span.start, span.end) == (START, START + 119 * DT)
+
+
+def test_losses_that_the_recorder_counted(tmp_path: Path) -> None:
+    kind = 'flow_vla/msg/RecorderStatus'
+    writer = EpisodeWriter(tmp_path / 'bag', [*(Topic(name, kind) for name, kind in TYPES.items()),
+                                              Topic('/recorder/status', kind)], MARKS)
+    for name, time, built in moving(COUNT):
+        writer.write(name, serialize(name, built), time, time)
+    zeros = {name: _zero(part) for name, part in typestore().fielddefs[kind][1]}
+    for k, lost in ((0, 0), (20, 7)):
+        told = typestore().types[kind](**{
+            **zeros, 'header': message(POSE, START + k * DT).header, 'dropped': lost, 'topics': [FRONT, POSE],
+            'drops': np.array([lost, 0], np.uint64)})
+        writer.write('/recorder/status', bytes(typestore().serialize_cdr(told, kind)), START + k * DT, START + k * DT)
+    writer.close()
+    report = inspect_bag(tmp_path / 'bag', SMALL, NUMBERS)
+    assert [str(finding.message) for finding in report.findings] == [f'the recorder lost 7 messages: {FRONT} 7']
+    assert {topic.name: topic.lost for topic in report.topics if topic.lost} == {FRONT: 7}
+
+
+def test_a_leap_is_wider_than_the_limits_allow(tmp_path: Path) -> None:
+    part = SMALL.actions[0]
+    slow = part.model_copy(update={'limits': part.limits.model_copy(update={'acceleration': (0.5, 0.5, 0.5)})})
+    contract = SMALL.model_copy(update={'actions': (slow, *SMALL.actions[1:])})
+    smooth = [(name, time, message(name, time, 0.001 * ((time - START) // DT)) if name == TWIST else built)
+              for name, time, built in moving(COUNT)]
+    assert codes(record(tmp_path / 'smooth', smooth), contract) == []
+    leap = replaced(TWIST, lambda time: message(TWIST, time, 0.1 if time >= START + 20 * DT else -0.1))(smooth)
+    finding, = inspect_bag(record(tmp_path / 'leap', leap), contract, NUMBERS).findings
+    times = 0.2 / (0.5 * DT / SECOND)
+    assert (finding.code.name, finding.topic) == ('JUMP', TWIST)
+    assert finding.message == ('x: 1 steps are more than 2 times what the limits allow; the widest is '
+                               f'{times:.1f} times that, from -0.100 to 0.100 m/s')
+
+
+def test_commands_much_larger_than_in_other_bags(tmp_path: Path) -> None:
+    for k in range(6):
+        size = 1.2 if k == 3 else 0.3
+        samples = [(name, time, message(name, time, size * value(built)) if name == TWIST else built)
+                   for name, time, built in moving(20, phase=0.01 * k)]
+        record(tmp_path / f'bag_{k}', samples)
+    found = {(finding.code.name, Path(finding.bag).name, finding.topic)
+             for finding in inspect_bags(expand([tmp_path]), SMALL, NUMBERS).findings if finding.bag}
+    assert found == {('OUTLIER_ACTION', 'bag_3', 'action ee.x')}
+
+
+def test_stamps_from_anywhere_cost_neither_time_nor_memory(tmp_path: Path) -> None:
+    wild = [1, 2 ** 31 * SECOND - 1, 5 * SECOND, 10 ** 18]
+    samples = [(name, time, message(name, wild[k % 4], 0.1) if name in (POSE, JOINTS, TWIST, GRIPPER) else built)
+               for k, (name, time, built) in enumerate(moving(12))]
+    samples.append(('/ee_pose', 2 ** 63 - 1, message('/ee_pose', START)))
+    assert {name for name, _ in codes(record(tmp_path / 'bag', samples))} & {'STAMP_FUTURE', 'STAMP_FAR'}
 
 
 def test_duplicates_are_found_whatever_their_names_and_words(tmp_path: Path) -> None:

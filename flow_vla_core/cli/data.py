@@ -129,7 +129,8 @@ def _targets(source: Path, out: Path) -> dict[Path, Path]:
         raise DataError(f'{source}: no bag at or below it')
     if bags == [source]:
         return {source: out}
-    return {bag: out / bag.relative_to(source) for bag in bags}
+    places = {bag: out / bag.relative_to(source) for bag in bags}
+    return {bag: place.with_suffix('') if bag.is_file() else place for bag, place in places.items()}
 
 
 def _percent(text: str) -> float:

@@ -14,6 +14,7 @@ from flow_vla_core.errors import DataError
 __all__ = ['split_bag']
 
 FOREVER = 2 ** 63 - 1  # ns
+MOST = 10_000  # parts
 SECONDS = re.compile(r'(\d+(?:\.\d+)?)s')
 
 
@@ -61,6 +62,8 @@ def _every(bag: Bag, whole: Segment, seconds: float) -> Iterator[Segment]:
     if not times:
         raise DataError('no messages')
     step = max(round(seconds * 1e9), 1)
+    if (max(times) - min(times)) // step > MOST:
+        raise DataError(f'{(max(times) - min(times)) / 1e9:.0f} s make more than {MOST} parts of {seconds:g} s')
     for begin in range(min(times), max(times) + 1, step):
         before = [pair for pair in whole.words if pair[0] <= begin][-1:] or list(whole.words[:1])
         yield Segment(begin, begin + step - 1, tuple(before), whole.task, whole.outcome)

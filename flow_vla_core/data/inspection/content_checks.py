@@ -21,6 +21,7 @@ __all__ = ['Skew', 'check_images', 'check_losses', 'check_motion', 'check_values
 FROZEN = 1.0     # s of the same picture while something moves
 IDLE = (0.5, 2.0)  # share of a bag, and s, without motion that are worth a word
 SLACK = 1e-4     # of the range of a limit: commands travel as 32-bit numbers
+MOST_TIMES = 10 ** 6
 LEAP = 2.0       # times what the limits allow between two commands
 
 
@@ -84,8 +85,8 @@ def check_motion(scan: Scan, idle: list[tuple[int, int]]) -> Iterator[Finding]:
         if isinstance(held.part, ActionPart):
             stamps, values = sorted_series(held)
             beyond = steps_beyond(held.part, stamps, values)
-            if beyond.size and np.nanmax(beyond) > LEAP:
-                row, column = np.unravel_index(np.nanargmax(beyond), beyond.shape)
+            if beyond.size and beyond.max() > LEAP:
+                row, column = np.unravel_index(beyond.argmax(), beyond.shape)
                 yield Finding.of('JUMP', bag, name, f'{held.part.names[column]}: {int((beyond > LEAP).any(1).sum())} '
                                  f'steps are more than {LEAP:g} times what the limits allow; the widest is '
                                  f'{beyond[row, column]:.1f} times that, from {values[row, column]:.3f} to '
@@ -131,7 +132,7 @@ def measure_skew(scan: Scan, contract: RobotContract,
     if end < start:
         return [], [Finding.of('NO_OVERLAP', str(scan.path), '', f'all streams and commands exist from '
                                f'{start / 1e9:.3f} s on, the first of them ends at {end / 1e9:.3f} s')]
-    grid = np.arange(start, end + 1, contract.rates.policy_dt_ns)
+    grid = _grid(start, end, contract.rates.policy_dt_ns)
     skews, findings = [], []
     for stream, stamps in series.items():
         ages = (grid - stamps[np.searchsorted(stamps, grid, 'right') - 1]) / 1e9
@@ -144,8 +145,7 @@ def measure_skew(scan: Scan, contract: RobotContract,
 
 def motion_grid(scan: Scan, contract: RobotContract | None) -> np.ndarray:
     """Return the times at which motion is looked at, from the first to the last message, (G,) ns."""
-    step = contract.rates.policy_dt_ns if contract else 10 ** 8
-    return np.arange(scan.start, scan.end + 1, max(step, (scan.end - scan.start) // 100_000 + 1))
+    return _grid(scan.start, scan.end, contract.rates.policy_dt_ns if contract else 10 ** 8)
 
 
 def find_idle(scan: Scan, contract: RobotContract | None) -> list[tuple[int, int]]:
@@ -164,6 +164,12 @@ def sorted_series(held: ValueCollector) -> tuple[np.ndarray, np.ndarray]:
     """Return (N,) stamps and (N, D) values in the order of the stamps."""
     order = np.argsort(held.stamps, kind='stable')
     return held.stamps[order], held.values[order]
+
+
+def _grid(start: int, end: int, step: int) -> np.ndarray:
+    """Return times from start to end, (G,) int64; wider apart where stamps from anywhere make them too many."""
+    step = max(step, (end - start) // MOST_TIMES)
+    return start + step * np.arange((end - start) // step + 1, dtype=np.int64)
 
 
 def _compare(bag: str, name: str, held: ImageCollector, camera: Camera) -> Iterator[Finding]:

@@ -73,7 +73,9 @@ def steps_beyond(part: ActionPart, stamps: np.ndarray, values: np.ndarray) -> np
     if bound is None or len(values) < 2:
         return np.zeros((max(len(values) - 1, 0), part.dim))
     time = np.maximum(np.diff(stamps) / 1e9, 1e-9)
-    return np.abs(np.diff(values, axis=0)) / (np.array(bound) * time[:, None])
+    with np.errstate(invalid='ignore'):
+        steps = np.abs(np.diff(values, axis=0))
+    return np.where(np.isfinite(steps), steps, 0.0) / (np.array(bound) * time[:, None])
 
 
 def distribute(name: str, unit: str, values: np.ndarray, low: float, high: float) -> Distribution:
@@ -100,11 +102,15 @@ def still(stamps: np.ndarray, values: np.ndarray, grid: np.ndarray, rates: bool 
         grid: times, ns.
         rates: whether the values are rates, which stay when they are almost zero.
     """
-    span = np.nanmax(values, 0) - np.nanmin(values, 0)
+    finite = np.isfinite(values).all(1)
+    stamps, values = stamps[finite], values[finite]
+    if not len(values):
+        return np.ones(len(grid), bool)
+    span = values.max(0) - values.min(0)
     allowed = np.maximum(SMALL * span, FLOOR)
     before, after = (_at(stamps, values, grid + shift) for shift in (-round(WINDOW * 5e8), round(WINDOW * 5e8)))
     change = np.abs(_at(stamps, values, grid)) if rates else np.abs(after - before)
-    return np.all(~(change > allowed), 1)
+    return np.all(change <= allowed, 1)
 
 
 def idle_spans(idle: np.ndarray, grid: np.ndarray) -> list[tuple[int, int]]:

@@ -43,7 +43,7 @@ def write_page(path: Path, survey: Survey) -> None:
     """Write the page. Raise `DataError`, which names the file, if it can't be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(_page(survey), encoding='utf-8')
+        path.write_text(_page(survey), encoding='utf-8', errors='replace')
     except OSError as error:
         raise DataError(f'{path}: {error.strerror}') from error
 
@@ -75,8 +75,20 @@ def _tiles(survey: Survey) -> str:
              (f'{sum(bag.size for bag in bags) / 1e6:,.1f} MB', f'{sum(bag.messages for bag in bags):,} messages'),
              (f'{outcomes["success"]} / {len(bags)}', f'success, {outcomes["failure"]} failure')]
     cards = ''.join(f'<div class="card tile"><b>{a}</b><span>{b}</span></div>' for a, b in tiles)
+    acting = _who(survey)
+    cards += f'<div class="card tile"><b>{acting[0]}</b><span>{acting[1]}</span></div>' if acting else ''
     return (f'<div class="tiles">{cards}<div class="card tile"><b>{len(survey.findings)}</b>findings: {findings}</div>'
             '</div>')
+
+
+def _who(survey: Survey) -> tuple[str, str] | None:
+    """Return how much of the time a person acted, and how often one took over."""
+    spans = [span for bag in survey.bags for span in bag.acting]
+    total = sum(span.length for span in spans)
+    if total <= 0:
+        return None
+    person = [span for span in spans if span.label == 'person']
+    return f'{100 * sum(span.length for span in person) / total:.0f} %', f'by a person, in {len(person)} stretches'
 
 
 def _findings(survey: Survey, names: dict[Path, str]) -> str:

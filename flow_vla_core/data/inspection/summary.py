@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+import math
 import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.markup import escape
 from rich.table import Table
 
 from flow_vla_core.data.inspection.bag_report import BagReport, TopicReport
@@ -123,8 +125,8 @@ def findings_table(findings: Sequence[Finding], names: dict[Path, str], most: in
         table.add_column(name, no_wrap=name in ('severity', 'code'))
     for finding in sorted(findings, key=lambda finding: (-finding.severity, finding.code))[:most]:
         table.add_row(f'[{COLOUR[finding.severity]}]{finding.severity.name.lower()}[/]', finding.code.name,
-                      names.get(Path(finding.bag), 'all') if finding.bag else 'all',
-                      f'{finding.topic} {finding.message}'.strip().replace('[', r'\['))
+                      escape(names.get(Path(finding.bag), 'all')) if finding.bag else 'all',
+                      escape(f'{finding.topic} {finding.message}'.strip()))
     if len(findings) > most:
         table.caption = f'and {len(findings) - most} more; data check lists all'
     return table
@@ -132,10 +134,19 @@ def findings_table(findings: Sequence[Finding], names: dict[Path, str], most: in
 
 def to_json(survey: Survey) -> dict[str, Any]:
     """Return everything but pictures and curves as plain values."""
-    return {'findings': [finding.to_json() for finding in survey.findings],
-            'actions': [asdict(part) for part in survey.actions],
-            'topics': [asdict(row) for row in summarise_topics(survey.bags)],
-            'bags': [_bag_json(bag) for bag in survey.bags]}
+    return _finite({'findings': [finding.to_json() for finding in survey.findings],
+                    'actions': [asdict(part) for part in survey.actions],
+                    'topics': [asdict(row) for row in summarise_topics(survey.bags)],
+                    'bags': [_bag_json(bag) for bag in survey.bags]})
+
+
+def _finite(value: Any) -> Any:
+    """Put None in the place of numbers that JSON does not know."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _bag_json(bag: BagReport) -> dict[str, Any]:
@@ -187,7 +198,8 @@ def _table(columns: dict[str, list[str]], caption: str | None) -> Table:
     for name in columns:
         words = name in ('bag', 'topic', 'outcome', 'acts', 'findings', 'instruction')
         table.add_column(name, justify='left' if words else 'right', overflow='ellipsis', no_wrap=True)
-    for row in zip(*columns.values()):
+    written = [cells if name == 'findings' else map(escape, cells) for name, cells in columns.items()]
+    for row in zip(*written):
         table.add_row(*row)
     return table
 
