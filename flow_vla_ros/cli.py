@@ -43,6 +43,7 @@ COMMANDS = {
     'compare': Command('flow_vla_core.cli.compare:compare', 'Compare families of generators on equal terms.'),
     'study': Command('flow_vla_core.cli.study:study', 'Measure success and jerk against the delay of plans.'),
     'plot': Command('flow_vla_core.cli.plot:app', 'Draw flows, actions, trainings and toys.'),
+    'data': Command('flow_vla_core.cli.data:app', 'Look at recorded bags; check, cut, show and exchange them.'),
     'capture-demos': Command('flow_vla_ros.capture:capture_demos', 'Record demonstrations of the experts.', True),
     'bags': Command('flow_vla_ros.bags:app', 'Repair recorded bags.'),
     'up': Command('flow_vla_ros.bringup:up', 'Run a graph of nodes: sim, capture, policy or bringup.'),

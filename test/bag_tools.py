@@ -16,9 +16,12 @@ from flow_vla_core.data import bag_writer
 from flow_vla_core.data.bag_writer import EpisodeWriter, Topic
 from flow_vla_core.data.typestore import full_name, typestore
 
-__all__ = ['CONTRACT', 'DT', 'START', 'TYPES', 'fill_disk', 'image', 'message', 'record', 'serialize', 'steps']
+__all__ = ['CONTRACT', 'DT', 'SMALL', 'START', 'TYPES', 'fill_disk', 'image', 'message', 'moving', 'record',
+           'serialize', 'steps']
 
 CONTRACT = RobotContract.load(find_contract('metaworld'))
+SMALL = CONTRACT.model_copy(update={'cameras': tuple(camera.model_copy(update={'resolution': (12, 12)})
+                                                     for camera in CONTRACT.cameras)})  # same label, quick to record
 DT = CONTRACT.rates.policy_dt_ns
 START = 1_700_000_000 * 10 ** 9
 TYPES = {
@@ -85,6 +88,20 @@ def steps(count: int, leave_out: Iterable[str] = ()) -> list[tuple[str, int, Any
     """List topic, stamp and message of an episode whose k-th sample carries the number k."""
     return [(topic, START + k * DT, message(topic, START + k * DT, float(k)))
             for k in range(count) for topic in TYPES if topic not in leave_out and (k == 0 or topic != '/instruction')]
+
+
+def moving(count: int, begin: int = START, phase: float = 0.0) -> list[tuple[str, int, Any]]:
+    """List topic, time and message of an episode of `SMALL` that is all right: values swing within the limits."""
+    samples = [('/instruction', begin, message('/instruction', begin))]
+    for k in range(count):
+        stamp = begin + k * DT
+        for topic, kind in TYPES.items():
+            if topic != '/instruction':
+                value = 0.15 * float(np.sin(0.3 * k + phase))
+                pixels = np.full((12, 12, 3), round(5 * k + 50 * phase) % 256, np.uint8)
+                samples.append((topic, stamp, image(stamp, pixels) if kind.endswith('Image')
+                                else message(topic, stamp, value)))
+    return samples
 
 
 def record(folder: Path, samples: Iterable[tuple[str, int, Any]], marks: Mapping[str, str] = MARKS,

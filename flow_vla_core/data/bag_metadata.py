@@ -21,11 +21,13 @@ class Topic:
         name: as it is on the graph.
         type: such as ``sensor_msgs/msg/Image``.
         qos: offered profiles, in rosbag2's own form.
+        definition: language, text and hash of a type that is none of ours.
     """
 
     name: str
     type: str
     qos: tuple[Mapping[str, Any], ...] = ()
+    definition: tuple[str, str, str] | None = None
 
 
 @dataclass(frozen=True)

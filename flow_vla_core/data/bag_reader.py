@@ -14,7 +14,7 @@ from flow_vla_core.data.bags import storage_files, try_information
 from flow_vla_core.data.compression import decompress, decompress_file
 from flow_vla_core.data.mcap_storage import McapStorage
 from flow_vla_core.data.storage import BagMessage, SqliteStorage, Storage
-from flow_vla_core.data.typestore import full_name, has_header, typestore_with
+from flow_vla_core.data.typestore import full_name, has_header, is_ours, typestore_with
 from flow_vla_core.errors import DataError, in_one_line
 
 __all__ = ['Bag', 'BagMessage', 'header_stamp', 'open_bag', 'read_bag']
@@ -113,6 +113,22 @@ class Bag:
             raise DataError(f'{self.path}: {message.topic}: a message of {len(message.data)} bytes has no '
                             'header') from error
         return message.log_time if zero_is_receipt and stamp == 0 else stamp
+
+    def is_known(self, topic: str) -> bool:
+        """Say whether the type of a recorded topic is defined, by the bag or by us."""
+        return self.types[topic] in self._store.fielddefs
+
+    def is_stamped(self, topic: str) -> bool:
+        """Say whether the messages of a recorded topic begin with a header; False where the type is not defined."""
+        return self.is_known(topic) and has_header(self._store, self.types[topic])
+
+    def definition(self, topic: str) -> tuple[str, str, str] | None:
+        """Return language, text and hash of a type that only the bag defines, or defines in another way than we do."""
+        kind = self.types[topic]
+        told = next((storage.definitions[kind] for storage in self._storages if kind in storage.definitions), None)
+        if told is None or not self.is_known(topic) or is_ours(self._store, kind):
+            return None
+        return (*told, self._store.hash_rihs01(kind))
 
     def find(self, topic: str, kind: str) -> str:
         """Return the recorded name of a topic that may be relative to a namespace.

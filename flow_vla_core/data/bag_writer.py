@@ -110,10 +110,10 @@ class EpisodeWriter:
 
     def announce(self, topic: Topic) -> None:
         """Add a topic. Raise `DataError` if the definition of its type is not known."""
-        text, digest = schema(topic.type)
+        language, text, digest = topic.definition or ('ros2msg', *schema(topic.type))
         kind = full_name(topic.type)
         number = len(self._channels) + 1
-        self._mcap.add_schema(number, kind, 'ros2msg', text.encode())
+        self._mcap.add_schema(number, kind, language, text.encode())
         offered = yaml.safe_dump([dict(profile) for profile in topic.qos])
         self._mcap.add_channel(number, topic.name, number, {'offered_qos_profiles': offered,
                                                             'topic_type_hash': digest})

@@ -11,7 +11,7 @@ from rosbags.typesys.store import Typestore
 from flow_vla_core.contract import config_folder
 from flow_vla_core.errors import DataError
 
-__all__ = ['full_name', 'has_header', 'schema', 'typestore', 'typestore_with']
+__all__ = ['full_name', 'has_header', 'is_ours', 'schema', 'typestore', 'typestore_with']
 
 HEADER = 'std_msgs/msg/Header'
 TEXT_LIMIT = 2 ** 20  # characters of a definition
@@ -56,6 +56,12 @@ def has_header(store: Typestore, kind: str) -> bool:
         raise DataError(f'no definition of the message type {kind!r} is known')
     fields = store.fielddefs[kind][1]
     return bool(fields) and fields[0][1][1] == HEADER
+
+
+def is_ours(store: Typestore, kind: str) -> bool:
+    """Say whether a type of a store has the fields that we know it by."""
+    ours = typestore().fielddefs
+    return kind in ours and _same(store.fielddefs[kind], ours[kind])
 
 
 def full_name(message: str) -> str:
