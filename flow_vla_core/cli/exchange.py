@@ -47,7 +47,7 @@ def import_(
     dataset: Annotated[Path, typer.Option(help='Folder of a LeRobotDataset v3.')],
     out: Annotated[Path, typer.Option(help='Folder for the bags; must be empty or missing.')],
     contract: Annotated[str | None, typer.Option(
-        help='Robot contract: a file, or a name in config/robots; by default the one that came with an export.')] = None,
+        help='A file, or a name in config/robots; by default the one that came with an export.')] = None,
     feature: Annotated[list[str] | None, typer.Option(
         help='PART=FEATURE: where a camera, state or action is called otherwise; may be repeated.')] = None,
     by_position: Annotated[bool, typer.Option(help='Take numbers in their order, not by name.')] = False,
@@ -63,7 +63,7 @@ def import_(
                   markup=False, soft_wrap=True)
     if abs(source.info.fps * robot.rates.policy_dt - 1) > 1e-6:
         steps = 1 / robot.rates.policy_dt
-        console.print(f'the dataset has {source.info.fps:g} frames a second, the contract {steps:g} steps: a step takes '
+        console.print(f'the dataset has {source.info.fps:g} frames a second, the contract {steps:g} steps: each takes '
                       'the newest frame before it', markup=False, soft_wrap=True)
 
 
