@@ -14,6 +14,7 @@ import typer
 from flow_vla_core.contract import RobotContract, find_contract
 from flow_vla_core.data.bags import find_bags
 from flow_vla_core.data.lerobot import Dataset, ExportOptions, contract_of, export_bags, import_dataset
+from flow_vla_core.data.reading import ReadOptions
 from flow_vla_core.errors import ConfigError, DataError
 
 __all__ = ['export', 'import_']
@@ -30,6 +31,8 @@ def export(
     images: Annotated[str, typer.Option(
         help='video: AV1, as lerobot; fine-video: H.264, colours at full size; png: without loss.')] = 'video',
     size: Annotated[str, typer.Option(help='Of images: recorded, or policy, what the policy sees.')] = 'recorded',
+    cut: Annotated[str, typer.Option(help='Where episodes begin: marks, instruction, whole, or a topic.')] = 'marks',
+    instruction: Annotated[str, typer.Option(help='The words of bags in which there are none.')] = '',
     skip_unusable: Annotated[bool, typer.Option(help='Leave out bags that cannot be read, and say why.')] = False,
 ) -> None:
     """Write bags as a LeRobotDataset v3.0."""
@@ -38,7 +41,8 @@ def export(
     found = _find(bags)
     skip = (lambda error: console.print(f'left out: {error}', markup=False)) if skip_unusable else None
     progress = track(found, 'Exporting', console=console, disable=not console.is_terminal)
-    info = export_bags(progress, RobotContract.load(find_contract(contract)), out, ExportOptions(images, size), skip)
+    info = export_bags(progress, RobotContract.load(find_contract(contract)), out, ExportOptions(images, size),
+                       ReadOptions(cut, instruction), skip)
     console.print(f'{out}: {info.total_episodes} episodes, {info.total_frames} frames at {info.fps} Hz, '
                   f'{info.total_tasks} instructions, {_megabytes(out):.1f} MB', markup=False, soft_wrap=True)
 
@@ -71,7 +75,7 @@ def _find(folders: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for folder in folders:
         if not (below := find_bags(folder)):
-            raise DataError(f'{folder}: {"holds no rosbag2 folder" if folder.is_dir() else "no such folder"}')
+            raise DataError(f'{folder}: {"holds no bag" if folder.exists() else "no such folder"}')
         found += below
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from flow_vla_core.contract import ActionPart, Camera, StateStream
 from flow_vla_core.data.typestore import full_name, typestore
 from flow_vla_core.errors import DataError
 
-__all__ = ['encode_action', 'encode_image', 'encode_message', 'encode_state']
+__all__ = ['encode_action', 'encode_image', 'encode_message', 'encode_png', 'encode_state']
 
 CHANNELS = {'rgb8': [0, 1, 2], 'bgr8': [2, 1, 0], 'rgba8': [0, 1, 2], 'bgra8': [2, 1, 0], 'mono8': [0]}
 LINEAR, ANGULAR = ('x', 'y', 'z'), ('rx', 'ry', 'rz')
@@ -40,7 +41,12 @@ def encode_message(kind: str, **values: Any) -> bytes:
 
 
 def encode_image(image: np.ndarray, camera: Camera, stamp: int) -> bytes:
-    """Serialize (Y, X, C) uint8, RGB or one channel, as a sensor_msgs/Image in the camera's encoding."""
+    """Serialize (Y, X, C) uint8, RGB or one channel, as the camera's message in its encoding; PNG if compressed."""
+    if camera.message == 'sensor_msgs/CompressedImage':
+        kept = 'mono8' if camera.channels == 1 else 'rgb8'
+        return encode_message(camera.message, header=_header(stamp, camera.name),
+                              format=f'{kept}; png compressed {kept}',
+                              data=np.frombuffer(encode_png(image), np.uint8))
     pixels = image[..., CHANNELS[camera.encoding]]
     if 'a' in camera.encoding:
         pixels = np.concatenate([pixels, np.full_like(pixels[..., :1], 255)], -1)
@@ -48,6 +54,15 @@ def encode_image(image: np.ndarray, camera: Camera, stamp: int) -> bytes:
     return encode_message('sensor_msgs/Image', header=_header(stamp, camera.name), height=rows, width=columns,
                           encoding=camera.encoding, step=columns * channels,
                           data=np.ascontiguousarray(pixels).reshape(-1))
+
+
+def encode_png(image: np.ndarray) -> bytes:
+    """Compress (Y, X, C) uint8, RGB or one channel, without loss."""
+    from PIL import Image
+    file = BytesIO()
+    pixels = image[..., 0] if image.shape[-1] == 1 else image
+    Image.fromarray(np.ascontiguousarray(pixels)).save(file, 'PNG', compress_level=3)
+    return file.getvalue()
 
 
 def encode_state(streams: Sequence[tuple[StateStream, np.ndarray]], stamp: int) -> bytes:

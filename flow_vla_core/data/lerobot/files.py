@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from flow_vla_core.contract import Camera
+from flow_vla_core.data.encoding import encode_png
 from flow_vla_core.data.lerobot.schema import DATA_PATH, VIDEO_PATH, Info, Place, camera_key
-from flow_vla_core.data.lerobot.tables import encode_png, frame_schema, frame_table
+from flow_vla_core.data.lerobot.tables import frame_schema, frame_table
 from flow_vla_core.data.lerobot.video import MEGABYTE, Codec, VideoFile
 
 __all__ = ['DataFiles', 'VideoFiles']
@@ -29,7 +30,7 @@ class DataFiles:
     def write(self, numbers: Mapping[str, np.ndarray], views: Mapping[str, np.ndarray]) -> dict[str, int]:
         """Add the columns of an episode; return in which file they stand."""
         import pyarrow.parquet as pq
-        columns = {**numbers, **{key: encode_png(view) for key, view in views.items()}}
+        columns = {**numbers, **{key: [encode_png(image) for image in view] for key, view in views.items()}}
         if self._writer is not None and self._path.stat().st_size >= self._info.data_files_size_in_mb * MEGABYTE:
             self._file_stack.close()
             self._place, self._writer = self._place.next(self._info.chunks_size), None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,13 +27,13 @@ class Frames:
 
     Args:
         numbers: feature -> (N, ...) of its type.
-        images: feature -> (N, Y, X, 3) uint8.
+        images: feature -> N images, each (Y, X, 3) uint8, decoded as they are asked for, once.
         instructions: of each frame.
         row: what ``meta/episodes`` says about it, statistics left out.
     """
 
     numbers: Mapping[str, np.ndarray]
-    images: Mapping[str, np.ndarray]
+    images: Mapping[str, Iterator[np.ndarray]]
     instructions: tuple[str, ...]
     row: Mapping[str, Any]
 
@@ -94,7 +94,7 @@ class Dataset:
         columns = [name for name in features if name not in self.info.videos]
         needed = dict.fromkeys([*columns, 'timestamp', 'frame_index', 'task_index'])
         table = self._table(path, list(needed), row)
-        images = {name: decode_png(table[name].to_pylist(), path) for name in columns if name in self.info.cameras}
+        images = {name: _images(table[name], path) for name in columns if name in self.info.cameras}
         numbers = {name: _array(table[name], self.info.features[name], path) for name in needed if name not in images}
         for name in set(features) & set(self.info.videos):
             images[name] = self._video(row, name, numbers['timestamp'])
@@ -108,7 +108,7 @@ class Dataset:
                             f'{row["length"]}')
         return table
 
-    def _video(self, row: Mapping[str, Any], name: str, times: np.ndarray) -> np.ndarray:
+    def _video(self, row: Mapping[str, Any], name: str, times: np.ndarray) -> Iterator[np.ndarray]:
         prefix = f'videos/{name}/'
         if f'{prefix}from_timestamp' not in row or self.info.video_path is None:
             raise DataError(f'{self.folder}: {name}: meta/episodes does not say where the video of episode '
@@ -124,6 +124,10 @@ class Dataset:
 
 def _place(row: Mapping[str, Any], prefix: str) -> Place:
     return Place(int(row[f'{prefix}chunk_index']), int(row[f'{prefix}file_index']))
+
+
+def _images(column: pa.ChunkedArray, path: Path) -> Iterator[np.ndarray]:
+    yield from (decode_png(file.as_py(), path) for file in column)
 
 
 def _array(column: pa.ChunkedArray, feature: Mapping[str, Any], path: Path) -> np.ndarray:

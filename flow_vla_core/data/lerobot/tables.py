@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import io
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ from flow_vla_core.errors import DataError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ['decode_png', 'encode_png', 'frame_schema', 'frame_table', 'read_table', 'read_tasks', 'write_tasks']
+__all__ = ['decode_png', 'frame_schema', 'frame_table', 'read_table', 'read_tasks', 'write_tasks']
 
 INDEX = '__index_level_0__'  # how pandas calls an index without a name; lerobot looks tasks up by it
 
@@ -71,23 +71,12 @@ def read_tasks(dataset: Path) -> dict[int, str]:
     return dict(zip(table['task_index'].to_pylist(), map(str, table[words[0]].to_pylist())))
 
 
-def encode_png(images: Iterable[np.ndarray]) -> list[bytes]:
-    """Compress images (Y, X, 3) uint8 without loss."""
-    from PIL import Image
-    files = []
-    for image in images:
-        file = io.BytesIO()
-        Image.fromarray(np.ascontiguousarray(image)).save(file, 'PNG', compress_level=3)
-        files.append(file.getvalue())
-    return files
-
-
-def decode_png(files: Sequence[Mapping[str, Any]], source: Path) -> np.ndarray:
-    """Decode images that stand in a column, (N, Y, X, 3) uint8. Raise `DataError` if one can't be decoded."""
+def decode_png(file: Mapping[str, Any], source: Path) -> np.ndarray:
+    """Decode an image that stands in a column, (Y, X, 3) uint8. Raise `DataError` if it can't be decoded."""
     from PIL import Image
     try:
-        return np.stack([np.asarray(Image.open(io.BytesIO(file['bytes'])).convert('RGB')) for file in files])
-    except (OSError, TypeError, ValueError) as error:
+        return np.array(Image.open(io.BytesIO(file['bytes'])).convert('RGB'))
+    except (OSError, TypeError, ValueError, SyntaxError) as error:
         raise DataError(f'{source}: an image can not be decoded: {error}') from error
 
 

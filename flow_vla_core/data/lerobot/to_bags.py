@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from flow_vla_core.contract import Camera, RobotContract, StateStream
+from flow_vla_core.data.alignment import STATUS, STATUS_TOPIC
 from flow_vla_core.data.bag_writer import EpisodeWriter, Topic
 from flow_vla_core.data.encoding import encode_action, encode_image, encode_message, encode_state
 from flow_vla_core.data.lerobot.matching import Match
@@ -19,12 +20,11 @@ from flow_vla_core.data.lerobot.schema import CONTRACT_FILE
 from flow_vla_core.errors import ConfigError, DataError
 from flow_vla_core.types import Actor
 
-__all__ = ['STATUS_TOPIC', 'contract_of', 'import_dataset']
+__all__ = ['contract_of', 'import_dataset']
 
 START = 1_000_000_000    # ns; where the clock of an episode begins that has no stamps
-STATUS_TOPIC = 'executor/status'
 EPISODE_TOPIC = 'episode'
-STARTED, ENDED = 0, 1    # constants of Episode.msg
+STARTED, ENDED, INSTRUCTED = 0, 1, 2  # constants of Episode.msg
 OUTCOMES = {'unknown': 0, 'success': 1, 'failure': 2}
 
 
@@ -66,10 +66,10 @@ def import_dataset(dataset: Dataset, contract: RobotContract, out: Path, feature
 
 @dataclass(frozen=True)
 class _Content:
-    """Holds what becomes messages: stamps (N,) ns, images by camera, state (N, S), actions (N, A), actors (N,)."""
+    """Holds what becomes messages: stamps (N,) ns, N images by camera, state (N, S), actions (N, A), actors (N,)."""
 
     stamps: np.ndarray
-    images: Mapping[str, np.ndarray]
+    images: Mapping[str, Iterator[np.ndarray]]
     state: np.ndarray
     actions: np.ndarray
     actors: np.ndarray
@@ -80,8 +80,7 @@ class _Content:
         count, own = len(frames), frames.numbers
         stamps = own['stamp'] if 'stamp' in own else START + np.round(np.arange(count) * 1e9 / fps).astype(np.int64)
         actors = own['actor'] if 'actor' in own else np.full(count, Actor.NOBODY)
-        images = {camera.name: _channels(frames.images[match.cameras[camera.name]], camera)
-                  for camera in contract.cameras}
+        images = {camera.name: frames.images[match.cameras[camera.name]] for camera in contract.cameras}
         outcome = frames.row.get('flow_vla/outcome')
         if outcome not in OUTCOMES:
             outcome = 'success' if own.get('next.success', np.zeros(1, bool)).any() else 'unknown'
@@ -111,11 +110,13 @@ def _messages(name: str, frames: Frames, content: _Content, contract: RobotContr
     for index, stamp in enumerate(stamps):
         if frames.instructions[index] != words:
             words = frames.instructions[index]
+            if index:
+                yield EPISODE_TOPIC, stamp, _mark(name, INSTRUCTED, stamp, {**marks, 'instruction': words}, 'unknown')
             yield contract.instruction.topic, stamp, encode_message('std_msgs/String', data=words)
         yield from ((topic, stamp, data) for topic, data in _observation(content, contract, index, stamp))
         yield from ((topic, stamp, data) for topic, data in _commands(content, contract, index, stamp))
-        if with_actors and (index == 0 or content.actors[index] != content.actors[index - 1]):
-            yield STATUS_TOPIC, stamp, encode_message('flow_vla/ExecutionStatus', header=_header(stamp),
+        if with_actors:
+            yield STATUS_TOPIC, stamp, encode_message(STATUS, header=_header(stamp),
                                                       source=int(content.actors[index]))
     yield EPISODE_TOPIC, stamps[-1], _mark(name, ENDED, stamps[-1], marks, content.outcome)
 
@@ -125,7 +126,7 @@ def _observation(content: _Content, contract: RobotContract, index: int, stamp: 
         parts = [(stream, content.state[index, contract.state_slices[stream.name]]) for stream in streams]
         yield topic, encode_state(parts, stamp)
     for camera in contract.cameras:
-        yield camera.topic, encode_image(content.images[camera.name][index], camera, stamp)
+        yield camera.topic, encode_image(_channels(next(content.images[camera.name]), camera), camera, stamp)
 
 
 def _commands(content: _Content, contract: RobotContract, index: int, stamp: int) -> Iterator[tuple[str, bytes]]:
@@ -140,19 +141,18 @@ def _by_topic(contract: RobotContract) -> Iterator[tuple[str, list[StateStream]]
 
 
 def _topics(contract: RobotContract, with_actors: bool) -> list[Topic]:
-    named = {**{camera.topic: 'sensor_msgs/Image' for camera in contract.cameras},
-             **{part.topic: part.message for part in (*contract.state, *contract.actions)},
+    named = {**{part.topic: part.message for part in (*contract.streams, *contract.actions)},
              contract.instruction.topic: 'std_msgs/String', EPISODE_TOPIC: 'flow_vla/Episode'}
     if with_actors:
-        named[STATUS_TOPIC] = 'flow_vla/ExecutionStatus'
+        named[STATUS_TOPIC] = STATUS
     return [Topic('/' + name.lstrip('/'), kind) for name, kind in named.items()]
 
 
-def _channels(images: np.ndarray, camera: Camera) -> np.ndarray:
-    """Return images with the camera's channels; a grey one is the mean of three, which are equal in an export."""
+def _channels(image: np.ndarray, camera: Camera) -> np.ndarray:
+    """Return an image with the camera's channels; a grey one is the mean of three, which are equal in an export."""
     if camera.channels == 3:
-        return images
-    return np.round(images.mean(-1, keepdims=True)).astype(np.uint8)
+        return image
+    return np.round(image.mean(-1, keepdims=True)).astype(np.uint8)
 
 
 def _mark(name: str, event: int, stamp: int, marks: Mapping[str, str], outcome: str) -> bytes:

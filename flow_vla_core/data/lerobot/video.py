@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 import os
 from pathlib import Path
@@ -119,36 +120,43 @@ def describe_video(path: Path) -> dict[str, Any]:
                 'video.channels': 1 if 'gray' in stream.pix_fmt else 3, 'has_audio': False}
 
 
-def read_frames(path: Path, start: float, times: np.ndarray, fps: float) -> np.ndarray:
-    """Decode an episode's frames, (N, Y, X, 3) uint8 RGB.
+def read_frames(path: Path, start: float, times: np.ndarray, fps: float) -> Iterator[np.ndarray]:
+    """Decode an episode's frames one after another, (Y, X, 3) uint8 RGB.
 
     Args:
         path: of the video.
         start: where the episode begins in it, s.
-        times: (N,) of the frames, since then, s; the frame nearest to each is taken.
+        times: (N,) of the frames, since then, s, rising; the frame nearest to each is taken.
         fps: frames per second.
 
     Raises:
         DataError: if the video can't be decoded, or has no frame within half a frame of a time.
     """
     import av
-    wanted = np.round((start + np.asarray(times, np.float64)) * fps).astype(np.int64)
-    found: dict[int, np.ndarray] = {}
+    wanted = deque(np.round((start + np.asarray(times, np.float64)) * fps).astype(np.int64).tolist())
     try:
         with av.open(str(path)) as container:
-            stream = container.streams.video[0]
-            stream.thread_type = 'AUTO'
-            if wanted[0] > 0:
-                container.seek(int(wanted[0] / fps / stream.time_base), stream=stream)
-            for frame in container.decode(stream):
-                number = round(float(frame.pts * stream.time_base) * fps)
-                if number >= wanted[0]:
-                    found[number] = frame.to_ndarray(format='rgb24')
-                if number >= wanted[-1]:
+            for number, frame in _decode(container, wanted[0], fps):
+                if number > wanted[0]:
                     break
+                image = frame.to_ndarray(format='rgb24')
+                while wanted and wanted[0] == number:
+                    wanted.popleft()
+                    yield image
+                if not wanted:
+                    return
     except (OSError, av.FFmpegError, IndexError, ValueError) as error:
         raise DataError(f'{path}: {error}') from error
-    missing = [int(number) for number in wanted if int(number) not in found]
-    if missing:
-        raise DataError(f'{path}: no frame at {missing[0] / fps:.3f} s; {len(missing)} of {len(wanted)} are missing')
-    return np.stack([found[int(number)] for number in wanted])
+    raise DataError(f'{path}: no frame at {wanted[0] / fps:.3f} s')
+
+
+def _decode(container: Any, first: int, fps: float) -> Iterator[tuple[int, Any]]:
+    """Yield number and frame, from the ``first`` one on."""
+    stream = container.streams.video[0]
+    stream.thread_type = 'AUTO'
+    if first > 0:
+        container.seek(int(first / fps / stream.time_base), stream=stream)
+    for frame in container.decode(stream):
+        number = round(float(frame.pts * stream.time_base) * fps)
+        if number >= first:
+            yield number, frame

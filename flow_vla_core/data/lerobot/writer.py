@@ -172,7 +172,7 @@ class DatasetWriter:
         frames, last = np.arange(count), np.arange(count) == count - 1
         columns = {schema.STATE: episode.state, schema.ACTION: episode.actions, 'next.done': last,
                    'next.success': last & (episode.outcome == 'success'), 'stamp': episode.stamps,
-                   'actor': _actors(episode), 'timestamp': (frames / self._info.fps).astype(np.float32),
+                   'actor': episode.actors.astype(np.int64), 'timestamp': (frames / self._info.fps).astype(np.float32),
                    'frame_index': frames, 'episode_index': np.full(count, number), 'index': first + frames,
                    'task_index': np.full(count, task)}
         return {key: values.reshape(count, -1) for key, values in columns.items() if key in self._info.features}
@@ -204,10 +204,6 @@ class DatasetWriter:
 
 def _three_channels(images: np.ndarray) -> np.ndarray:
     return images if images.shape[-1] == 3 else np.broadcast_to(images, (*images.shape[:-1], 3))
-
-
-def _actors(episode: Episode) -> np.ndarray:
-    return getattr(episode, 'actors', np.zeros(len(episode))).astype(np.int64)
 
 
 def _plain(value: Any) -> Any:
