@@ -40,6 +40,7 @@ COMMANDS = {
     'demo': Command('flow_vla_ros.demo:demo', 'Give the simulated robot its instructions and film it.', True),
     'evaluate': Command('flow_vla_ros.evaluate:evaluate', 'Measure success and latency over many episodes.', True),
     'train': Command('flow_vla_core.cli.train:train', 'Train a policy from recorded bags.'),
+    'data': Command('flow_vla_core.cli.data:app', 'Look into recordings, and exchange them with other tools.'),
     'compare': Command('flow_vla_core.cli.compare:compare', 'Compare families of generators on equal terms.'),
     'study': Command('flow_vla_core.cli.study:study', 'Measure success and jerk against the delay of plans.'),
     'plot': Command('flow_vla_core.cli.plot:app', 'Draw flows, actions, trainings and toys.'),
