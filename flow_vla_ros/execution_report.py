@@ -51,6 +51,10 @@ class ExecutionReport:
         self._accepted += 1
         self._refusal, self._source = None, source
 
+    def release(self) -> None:
+        """Note that a person has let go."""
+        self._source = Actor.NOBODY
+
     def refuse(self, code: Code, message: str) -> None:
         """Note a chunk that was not; what a watchdog complains of is told as long as it does.
 

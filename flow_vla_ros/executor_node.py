@@ -111,7 +111,7 @@ class ExecutorNode(FlowLifecycleNode):
     def _listen(self) -> None:
         for topic, actor in (('action_chunk', Actor.POLICY), ('teleop/action_chunk', Actor.PERSON)):
             self.create_subscription(ChunkMessage, topic, partial(self._on_chunk, actor=actor), qos.CHUNK)
-        self.create_subscription(Bool, 'estop', self._on_estop_topic, qos.STATUS)
+        self.create_subscription(Bool, 'estop', lambda message: message.data and self._estop(), qos.STATUS)
         self.create_subscription(Float64, '~/speed', self._on_speed, qos.STATUS)
         for act in (self._estop, self._reset_estop, self._hold, self._release):
             self.create_service(Trigger, f'~/{act.__name__[1:]}', partial(_answer, act))
@@ -191,10 +191,6 @@ class ExecutorNode(FlowLifecycleNode):
             self.get_logger().warning(f'refused: {message}', throttle_duration_sec=1.0)
         self._publish_status()
 
-    def _on_estop_topic(self, message: Bool) -> None:
-        if message.data:
-            self._estop()
-
     def _estop(self) -> tuple[bool, str]:
         if not self._estopped:
             self.get_logger().warning('emergency stop')
@@ -217,6 +213,7 @@ class ExecutorNode(FlowLifecycleNode):
         if not self._authority.release(self.get_clock().now().nanoseconds):
             return False, 'no person drives'
         self._follower.drop_plan()
+        self._report.release()
         self.get_logger().info('the person has let go')
         return True, 'waiting for a chunk of a newer observation'
 

@@ -13,7 +13,7 @@ from flow_vla_ros.diagnostics import wall_clock
 from flow_vla_ros.lifecycle import FlowLifecycleNode, Parameter, Parameters, run
 from flow_vla_ros.teleop_desk import TeleopDesk
 from flow_vla_ros.teleop_drive import ChunkOutlet, JogDrive
-from flow_vla_ros.teleop_panel import describe_execution, describe_recorder, describe_topics
+from flow_vla_ros.teleop_panel import describe_execution, describe_recorder, describe_topics, in_lines
 from flow_vla_ros.terminal import Terminal
 
 __all__ = ['KeyboardNode', 'main']
@@ -137,7 +137,8 @@ class KeyboardNode(FlowLifecycleNode):
     def _help(self) -> list[str]:
         motion = [f'{pair.plus} {pair.minus}  {pair.moves}' for pair in self._keys.motion]
         others = [f'{key.key}  {key.does}' for key in self._keys.keys]
-        return ['   '.join(row[start:start + 6]) for row in (motion, others) for start in range(0, len(row), 6)]
+        width = self._terminal.size[0] - 1
+        return [*in_lines(motion, width), *in_lines(others, width)]
 
 
 def main() -> None:

@@ -70,6 +70,9 @@ class RobotView:
         self._dim = contract.action_dim
         self._measured = [measured_by(part, contract) for part, _ in self._parts]
         self._starts = [source or _gripper_of(part, contract) for source, (part, _) in zip(self._measured, self._parts)]
+        self._unmeasured = np.concatenate([
+            part.limits.min if part.kind == 'gripper' and source is None else np.full(part.dim, np.nan)
+            for source, (part, _) in zip(self._starts, self._parts)])
         self._state = StateInbox(node, contract, [source[0] for source in self._starts if source])
         self._ears = [CommandEar(node, part) for part, _ in self._parts]
 
@@ -83,9 +86,13 @@ class RobotView:
         return np.concatenate(values), np.concatenate(rates)
 
     def posture(self, now: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return where to go on from (A,), and how fast it changes (A,): commanded, else measured, else NaN."""
+        """Return where to go on from (A,), and how fast it changes (A,): commanded, else measured, else NaN.
+
+        A gripper that nobody measures, and that nobody has told anything yet, begins at its ``min``.
+        """
         values, rates = self.commanded()
-        return np.where(np.isfinite(values), values, self._gather(self._starts, now)), rates
+        values = np.where(np.isfinite(values), values, self._gather(self._starts, now))
+        return np.where(np.isfinite(values), values, self._unmeasured), rates
 
     def _gather(self, sources: list[Source | None], now: int) -> np.ndarray:
         values, fresh = np.full(self._dim, np.nan), self._state.fresh(now)

@@ -9,7 +9,7 @@ from flow_vla_core.errors import Code
 from flow_vla_core.execution import ExecutionState
 from flow_vla_core.types import Actor
 
-__all__ = ['describe_execution', 'describe_recorder', 'describe_topics']
+__all__ = ['describe_execution', 'describe_recorder', 'describe_topics', 'in_lines']
 
 OUTCOMES = {Episode.UNKNOWN: 'not marked', Episode.SUCCESS: 'success', Episode.FAILURE: 'failure'}
 
@@ -19,7 +19,7 @@ def describe_execution(status: ExecutionStatus | None) -> list[str]:
     if status is None:
         return ['robot     nothing heard from the executor']
     name, state = Actor(status.source).name.lower(), ExecutionState(status.state).name
-    complaint = f'   {Code(status.code).name}: {status.message}' if status.code else ''
+    complaint = '' if status.code in (Code.OK, Code.NO_CHUNK) else f'   {_code_name(status.code)}: {status.message}'
     return [f'robot     {state}, {name} acts, speed {status.speed:.0%}{complaint}']
 
 
@@ -47,6 +47,17 @@ def describe_topics(status: RecorderStatus | None) -> list[str]:
     return [f'{"topic":{width}}  {"Hz":>6}  {"age":>8}  {"messages":>9}  {"lost":>5}', *(
         f'{topic:{width}}  {rate:6.1f}  {f"{age:.2f} s" if age >= 0 else "never":>8}  {count:9,}  {lost:5}'
         for topic, rate, age, count, lost in rows)]
+
+
+def in_lines(words: Iterable[str], width: int) -> list[str]:
+    """Put words side by side, as many to a line as fit."""
+    lines: list[str] = []
+    for word in words:
+        if lines and len(lines[-1]) + 3 + len(word) <= width:
+            lines[-1] += f'   {word}'
+        else:
+            lines.append(word)
+    return lines
 
 
 def _lost(status: RecorderStatus) -> Iterable[str]:

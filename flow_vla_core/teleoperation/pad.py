@@ -155,7 +155,7 @@ class Pad:
         held = _pressed(buttons, self._settings.deadman)
         self._armed = self._armed or not held
         driving = held and self._armed
-        asked = tuple(self._asked(buttons, driving))
+        asked = tuple(self._asked(buttons, held))
         self._held, self._heard = tuple(buttons), now
         if Function.BANK in asked:
             self.bank = (self.bank + 1) % max(self.banks, 1)
@@ -171,9 +171,9 @@ class Pad:
     def _lost(self, now: float) -> bool:
         return self._heard is None or not 0 <= now - self._heard <= self._settings.timeout
 
-    def _asked(self, buttons: Sequence[int], driving: bool) -> list[Function]:
+    def _asked(self, buttons: Sequence[int], held: bool) -> list[Function]:
         return [Function(binding.does) for binding in self.buttons
-                if binding.driving in (None, driving) and _pressed(buttons, binding.button)
+                if binding.driving in (None, held) and _pressed(buttons, binding.button)
                 and not _pressed(self._held, binding.button)]
 
     def _deflections(self, axes: Sequence[float], buttons: Sequence[int]) -> dict[str, float]:
