@@ -70,7 +70,8 @@ def capture_demos(
         processes.start(node_spec('sim', parameters={
             **common, 'lockstep': True, 'execution_noise': noise, 'task': names[0], 'seed': seed}))
         processes.start(node_spec('expert', use_sim_time=True, parameters={**common, 'hold_steps': hold_steps}))
-        processes.start(node_spec('recorder', use_sim_time=True, parameters={**common, 'folder': str(out)}))
+        processes.start(node_spec('recorder', use_sim_time=True, parameters={
+            **common, 'folder': str(out), 'check': False}))  # in lockstep nothing moves before the expert does
         with _Director(robot, hold_steps) as director:
             for name in names:
                 _capture_task(director, name, episodes, seed, out)
@@ -139,7 +140,7 @@ def lost_messages(folder: Path, contract: RobotContract) -> int:
     """
     from flow_vla_core.data.bag_reader import read_bag
     bag = read_bag(folder)
-    topics = [(stream.topic, getattr(stream, 'message', 'sensor_msgs/Image')) for stream in contract.streams]
+    topics = [(stream.topic, stream.message) for stream in contract.streams]
     topics += [(part.topic, part.message) for part in contract.actions]
     rows = [_stamps(bag, *topic) for topic in topics]
     first, last = min(row[0] for row in rows if row), max(row[-1] for row in rows if row)
