@@ -10,7 +10,7 @@ import time
 from typing import Any
 
 from flow_vla.msg import ActionChunk as ChunkMessage
-from flow_vla.msg import PolicyStatus
+from flow_vla.msg import ExecutionStatus, PolicyStatus
 from flow_vla_core.align import Aligned
 from flow_vla_core.contract import RobotContract, find_contract
 from flow_vla_core.errors import Code, ConfigError, InstructionMissing, ObservationError
@@ -40,7 +40,8 @@ class PolicyNode(FlowLifecycleNode):
     In real time (``realtime``) an inference is told what is left of the plan in force, which is the chunk that was
     published last, and how many of its actions will have been executed by the time the new chunk comes: the longest of
     the last measured delays, from an observation's stamp to the publishing of its chunk. The way from there to the
-    executor, well below one step on one machine, is not counted.
+    executor, well below one step on one machine, is not counted. What the executor says that it doesn't follow, as
+    while a person drives, is never continued.
 
     Args:
         name: of the node.
@@ -94,6 +95,7 @@ class PolicyNode(FlowLifecycleNode):
         self._chunks = self.create_publisher(ChunkMessage, 'action_chunk', qos.CHUNK)
         self._status = self.create_publisher(PolicyStatus, '~/status', qos.STATUS)
         self._forget()
+        self.create_subscription(ExecutionStatus, 'executor/status', self._on_execution, qos.STATUS)
         self._wake = self.create_guard_condition(self._on_outcome)
         self._bridge = ObservationBridge(self, self._contract, self._consider, self._on_jump)
         latency = _injected(parameters)
@@ -137,6 +139,10 @@ class PolicyNode(FlowLifecycleNode):
         self._generation_ms = 0.0
         self._delay, self._confidence, self._short = 0, math.nan, False
         self._code, self._message = Code.STREAM_MISSING, 'nothing received yet'
+
+    def _on_execution(self, status: ExecutionStatus) -> None:
+        if status.source != ExecutionStatus.POLICY:
+            self._succession.disown(codecs.from_time(status.header.stamp))
 
     def _on_jump(self) -> None:
         self._epoch += 1

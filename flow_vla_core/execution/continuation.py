@@ -162,6 +162,11 @@ class Succession:
         """Let the next chunk begin anew; what is known of delays stays."""
         self._tried: tuple[int, str] | None = None
         self._plan: ActionChunk | None = None
+        self._since, self._disowned = 0, False
+
+    def disown(self, now: int) -> None:
+        """Note that at a time, ns, no plan of ours was followed: one from before then has nothing to continue."""
+        self._disowned = self._disowned or self._since < now
 
     def is_due(self, stamp: int, words: str) -> bool:
         """Whether a chunk should be made from the observation of a time, ns: never twice from the same one."""
@@ -177,12 +182,12 @@ class Succession:
 
     def continuation(self, stamp: int, words: str) -> Continuation | None:
         """Return what a chunk that is begun now has to continue; of a plan for other words, what can't be undone."""
-        if self._realtime == 'none' or self._plan is None:
+        if self._realtime == 'none' or self._plan is None or self._disowned:
             return None
         rest = continuation(self._plan, stamp, self.delay, self._replan, self._contract)
         return rest if rest is None or self._plan.instruction == words else committed(rest)
 
     def publish(self, chunk: ActionChunk, now: int) -> int:
         """Put a chunk into force at a time, ns; return the policy steps since its stamp, rounded up."""
-        self._plan = chunk
+        self._plan, self._since, self._disowned = chunk, now, False
         return self._window.add(now - chunk.stamp)
