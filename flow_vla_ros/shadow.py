@@ -19,17 +19,17 @@ from flow_vla_core.evaluation.open_loop_report import OpenLoopSummary
 from flow_vla_core.messages import decode_action, stamp_of
 from flow_vla_core.types import ActionChunk
 from flow_vla_ros import codecs, qos
+from flow_vla_ros.playing import ASIDE
 
-__all__ = ['PLAYED', 'Shadow', 'command_topics']
+__all__ = ['Shadow', 'command_topics']
 
-PLAYED = '/played'  # commands of a bag are played below it, where no controller listens
 JUMP = JumpThreshold(min_forward=Duration(seconds=2), min_backward=Duration(nanoseconds=-1), on_clock_change=False)
 
 
 class Shadow:
     """Hears the commands of a contract on a node, compares chunks with them and publishes how far they lie apart.
 
-    Commands are heard on their own topics and below `PLAYED`. Where ROS time jumps, as from one bag to the next, an
+    Commands are heard on their own topics and below `ASIDE`. Where ROS time jumps, as from one bag to the next, an
     episode ends. Nothing is ever sent to a robot from here.
 
     Args:
@@ -94,4 +94,4 @@ class Shadow:
 def command_topics(node: Node, part: ActionPart) -> tuple[str, str]:
     """Return the topics on which the commands of a part are heard: its own, and that of a played bag."""
     own = node.resolve_topic_name(part.topic)
-    return own, PLAYED + own
+    return own, ASIDE + own
