@@ -10,10 +10,10 @@ from flow_vla_core.training.schedule import SCHEDULES
 
 __all__ = ['LoopConfig', 'TrainConfig']
 
-POSITIVE = ('steps', 'batch_size', 'learning_rate', 'clip', 'validate_every', 'validation_batches', 'checkpoint_every',
-            'checkpoint_minutes', 'log_every')
+POSITIVE = ('steps', 'batch_size', 'accumulate', 'learning_rate', 'clip', 'validate_every', 'validation_batches',
+            'checkpoint_every', 'checkpoint_minutes', 'log_every')
 SHARES = ('weight_decay', 'final_rate', 'average', 'holdout')
-NOT_NEGATIVE = ('warm_up', 'shift', 'state_noise')
+NOT_NEGATIVE = ('warm_up', 'shift', 'state_noise', 'prefetch')
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class LoopConfig:
     Args:
         steps: optimiser steps in all.
         batch_size: examples in each.
+        accumulate: parts that a batch is cut into, one after another or in several processes; the result is the same.
         learning_rate: highest, after the warm-up.
         schedule: course of the rate, one of `flow_vla_core.training.schedule.SCHEDULES`.
         warm_up: steps over which the rate rises.
@@ -49,6 +50,7 @@ class LoopConfig:
 
     steps: int = 20000
     batch_size: int = 64
+    accumulate: int = 1
     learning_rate: float = 1e-3
     schedule: str = 'cosine'
     warm_up: int = 300
@@ -74,6 +76,8 @@ class LoopConfig:
                 raise ConfigError(f'{name}: {value!r}; allowed: from 0 to below 1')
             if name in NOT_NEGATIVE and value < 0:
                 raise ConfigError(f'{name}: {value!r}; allowed: 0 or above')
+        if self.batch_size % self.accumulate:
+            raise ConfigError(f'accumulate: {self.accumulate}; batch_size {self.batch_size} is no multiple of it')
         if self.spectral is not None and not self.spectral > 0:
             raise ConfigError(f'spectral: {self.spectral!r}; allowed: above 0, or none')
         if self.schedule not in SCHEDULES:
@@ -91,6 +95,7 @@ class TrainConfig(LoopConfig):
         balance: draw each instruction equally often, however many windows it has.
         holdout: share of each instruction's episodes that is kept for validation.
         validation_batches: batches in each validation, at most.
+        prefetch: batches that are fetched early, while the ones before are trained on.
 
     Raises:
         ConfigError: for a value out of range.
@@ -106,3 +111,4 @@ class TrainConfig(LoopConfig):
     balance: bool = True
     holdout: float = 0.05
     validation_batches: int = 8
+    prefetch: int = 2

@@ -22,6 +22,8 @@ from flow_vla_core.types import Batch
 
 __all__ = ['PolicyObjective']
 
+Examples = tuple[Batch, Tensor, Tensor]  # observations, actions (B, H, A) and mask (B, H)
+
 
 class PolicyObjective(Objective):
     """Trains a policy on windows of episodes, with images shifted and states made noisy.
@@ -64,15 +66,22 @@ class PolicyObjective(Objective):
         return len(self._train.windows)
 
     @property
+    def ahead(self) -> int:
+        """Batches that are fetched early."""
+        return self.config.prefetch
+
+    @property
     def weights(self) -> Tensor | None:
         """(N,) by which each instruction is drawn equally often, if that is asked for."""
         return balanced(self._train.groups) if self.config.balance else None
 
-    def loss(self, module: FlowVLA, indices: Tensor, generator: torch.Generator) -> Tensor:
+    def load(self, indices: Tensor, generator: torch.Generator) -> Examples:
+        """Gather windows, shift their images and add noise to their states."""
+        return self._train.augmented(indices, self.config.shift, self._state_noise, generator)
+
+    def loss(self, module: FlowVLA, examples: Examples, generator: torch.Generator) -> Tensor:
         """Return the policy's loss."""
-        batch, actions, mask = self._to_device(
-            *self._train.augmented(indices, self.config.shift, self._state_noise, generator))
-        return module.loss(batch, actions, mask, generator)
+        return module.loss(*self._to_device(*examples), generator)
 
     def validate(self, module: FlowVLA, generator: torch.Generator) -> dict[str, float]:
         """Measure on held-out episodes, in the precision in which the policy acts.
@@ -121,7 +130,7 @@ class PolicyObjective(Objective):
         return {'contract': self.module.contract.label, 'train': _count(self._train.windows),
                 'validation': _count(held.windows) if held else None, 'words': list(self.module.vocabulary.words)}
 
-    def _to_device(self, batch: Batch, actions: Tensor, mask: Tensor) -> tuple[Batch, Tensor, Tensor]:
+    def _to_device(self, batch: Batch, actions: Tensor, mask: Tensor) -> Examples:
         return batch.to(self.device), actions.to(self.device), mask.to(self.device)
 
 

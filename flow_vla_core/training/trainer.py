@@ -15,14 +15,15 @@ from torch import Tensor, nn
 from flow_vla_core.config import to_values
 from flow_vla_core.errors import CheckpointError, InputError, TrainingError
 from flow_vla_core.training.average import Average
+from flow_vla_core.training.batches import Batches, Shard
 from flow_vla_core.training.config import LoopConfig
 from flow_vla_core.training.objective import Objective
 from flow_vla_core.training.progress import TrainingProgress
 from flow_vla_core.training.report import Point, environment, write_report
-from flow_vla_core.training.sampler import Sampler
 from flow_vla_core.training.schedule import SCHEDULES
 from flow_vla_core.training.spectral import bound_spectral_norms, folded, follow_weights
 from flow_vla_core.training.state import TrainingState
+from flow_vla_core.training.world import World
 
 __all__ = ['FlowTrainer']
 
@@ -44,6 +45,7 @@ class FlowTrainer:
         out: folder of the run; None writes nothing.
         device: where to train.
         console: where progress goes; None keeps quiet.
+        world: the processes that train together; None is this one alone.
 
     Raises:
         TrainingError: from `run`, if the loss stops being finite.
@@ -62,32 +64,33 @@ class FlowTrainer:
     """
 
     def __init__(self, objective: Objective, config: LoopConfig, out: Path | None = None,
-                 device: torch.device | str = 'cpu', console: Console | None = None) -> None:
+                 device: torch.device | str = 'cpu', console: Console | None = None,
+                 world: World | None = None) -> None:
         self.objective, self.config, self.out = objective, config, None if out is None else Path(out)
-        self.device = torch.device(device)
+        self.device, self.world = torch.device(device), world or World(device=device)
         self.console = console or Console(quiet=True, force_terminal=False)
         objective.to(self.device)
         self.module = objective.module.train()
+        self.world.spread(self.module)
         if config.spectral is not None:
             bound_spectral_norms(self.module, config.spectral)
         self.average = Average(self.module, config.average)
         self.optimiser = _optimiser(self.module, config)
-        self.generator = torch.Generator().manual_seed(config.seed)
         self.step, self.seconds = 0, 0.0
         self.points: list[Point] = []
-        self.stopping = False
+        self.stopping = self._agreed = False
         self._saved = time.monotonic()
-        self._sampler = Sampler(len(objective), config.batch_size, config.seed, objective.weights)
-        self._state = TrainingState(self.module, self.average, self.optimiser, self.generator)
+        self._batches = Batches(objective, config, self.world)
+        self._state = TrainingState(self.module, self.average, self.optimiser)
         if config.compile:
             objective.compile()
 
     def run(self) -> None:
-        """Train up to the configured number of steps, or until `stop`; then save."""
+        """Train up to the configured number of steps, until `stop`, or until patience ends; then save."""
         config, began = self.config, time.monotonic()
         before, losses = self.seconds, []
         with (TrainingProgress(config.steps, self.step, self.console) as progress, self._board() as board):
-            while self.step < config.steps and not self.stopping:
+            while self.step < config.steps and not self._is_over():
                 losses.append(self.train_step())
                 self.seconds = before + time.monotonic() - began
                 progress.step(self.step)
@@ -96,16 +99,16 @@ class FlowTrainer:
                 if self._due():
                     self.save()
         self.save()
+        self.world.wait()
 
     def stop(self) -> None:
-        """Make `run` end after the step that it is at."""
+        """Make `run` end after the step that it is at, in all processes."""
         self.stopping = True
 
     def train_step(self) -> Tensor:
         """Do one step of the optimiser and return its loss."""
         self.optimiser.zero_grad(set_to_none=True)
-        loss = self._loss(self._sampler.batch(self.step))
-        loss.backward()
+        loss = self._descend()
         norm = nn.utils.clip_grad_norm_(self._trained(), self.config.clip, foreach=True)
         if not torch.isfinite(norm):
             raise TrainingError(f'step {self.step}: loss {loss.item()}, norm of the gradient {norm.item()}; '
@@ -118,7 +121,7 @@ class FlowTrainer:
         self.objective.after_step()
         self.average.update(self.module)
         self.step += 1
-        return loss.detach()
+        return loss
 
     @property
     def learning_rate(self) -> float:
@@ -134,7 +137,7 @@ class FlowTrainer:
 
     def save(self) -> None:
         """Write the averaged weights, all that is needed to resume, and the report, if there is a folder for it."""
-        if self.out is None:
+        if self.out is None or not self.world.leads:
             return
         self.objective.save(self.out / CHECKPOINT, folded(self.average.module))
         self._state.save(self.out / RESUME, {'step': self.step, 'seconds': self.seconds, 'identity': self._identity(),
@@ -165,12 +168,39 @@ class FlowTrainer:
         minutes = (time.monotonic() - self._saved) / 60
         return self.step % self.config.checkpoint_every == 0 or minutes > self.config.checkpoint_minutes
 
-    def _loss(self, indices: Tensor) -> Tensor:
+    def _descend(self) -> Tensor:
+        """Leave the gradient of the whole batch, over all processes, in the parameters; return the loss."""
+        losses, error = [], None
         try:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.half):
-                return self.objective.loss(self.module, indices, self.generator)
-        except InputError as error:
+            if self.step == 0 and self.world.size > 1:
+                self._begin_alike()
+            for shard in self._batches.shards(self.step):
+                loss = self._loss(shard) / self.config.accumulate
+                loss.backward()
+                losses.append(loss.detach())
+        except InputError as found:
+            error = found
+        loss = torch.stack(losses).sum() if losses else torch.tensor(torch.nan, device=self.device)
+        if self.world.size > 1:
+            loss, failures, stops = self.world.add_up(self._trained(), torch.stack([
+                loss, loss.new_tensor(error is not None), loss.new_tensor(self.stopping)]))
+            error = error or (InputError('the loss failed in another process') if failures else None)
+            self._agreed = bool(stops)
+        if error is not None:
             raise TrainingError(f'step {self.step}: {error}; try a smaller learning_rate') from error
+        return loss
+
+    def _begin_alike(self) -> None:
+        """Show the first shard to all processes: some layers take their first weights from what they see first."""
+        with torch.no_grad():
+            self._loss(self._batches.load(0, 0))
+
+    def _loss(self, shard: Shard) -> Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.half):
+            return self.objective.loss(self.module, shard.examples, shard.generator)
+
+    def _is_over(self) -> bool:
+        return self.stopping if self.world.size == 1 else self._agreed
 
     def _trained(self) -> list[nn.Parameter]:
         return [parameter for group in self.optimiser.param_groups for parameter in group['params']]
@@ -183,7 +213,7 @@ class FlowTrainer:
             values |= {'loss': torch.stack(losses).mean().item(), 'learning_rate': self.optimiser.param_groups[0]['lr']}
             losses.clear()
         if self.step % config.validate_every == 0 or last:
-            values |= self.validate()
+            values |= self.world.share(self.validate() if self.world.leads else None)
         return values
 
     def _note(self, values: dict[str, float], board: object, progress: TrainingProgress) -> None:
@@ -195,7 +225,7 @@ class FlowTrainer:
 
     def _board(self) -> AbstractContextManager:
         """Open TensorBoard's file, if there is a folder for it."""
-        if self.out is None:
+        if self.out is None or not self.world.leads:
             return nullcontext()
         from torch.utils.tensorboard import SummaryWriter
         return SummaryWriter(str(self.out / 'events'), purge_step=self.step)
