@@ -56,6 +56,7 @@ class Graph:
         arguments: names in `ARGUMENTS`.
         defaults: of arguments, where they differ from `ARGUMENTS`.
         simulated: further nodes for the argument ``robot``.
+        watching: further nodes for the argument ``shadow``.
     """
 
     description: str
@@ -63,15 +64,19 @@ class Graph:
     arguments: tuple[str, ...]
     defaults: Mapping[str, str] = field(default_factory=dict)
     simulated: tuple[str, ...] = ()
+    watching: tuple[str, ...] = ()
 
 
 NODES = {
     'sim': NodeKind('sim_node', 'flow_vla_ros.sim.sim_node', ('contract', 'task', 'seed', 'execution_noise'), True),
     'expert': NodeKind('expert_node', 'flow_vla_ros.sim.expert_node', ('contract',)),
     'recorder': NodeKind('recorder_node', 'flow_vla_ros.recorder_node', ('contract', 'folder')),
-    'policy': NodeKind('policy_node', 'flow_vla_ros.policy_node', ('contract', 'checkpoint', 'realtime')),
+    'policy': NodeKind('policy_node', 'flow_vla_ros.policy_node', ('contract', 'checkpoint', 'realtime', 'shadow')),
     'executor': NodeKind('executor_node', 'flow_vla_ros.executor_node', ('contract', 'schedule')),
     'skill': NodeKind('skill_node', 'flow_vla_ros.skill_node', ('contract',)),
+    'player': NodeKind('player_node', 'flow_vla_ros.player', ('contract', 'bags', 'rate', 'loop'), True),
+    'replay_trainer': NodeKind('replay_trainer_node', 'flow_vla_ros.replay_trainer_node',
+                               ('contract', 'out', 'resume', 'config', 'steps', 'checkpoint')),
 }
 
 ARGUMENTS = {
@@ -88,12 +93,22 @@ ARGUMENTS = {
     'seed': Argument('', 'seed of the first scene', int),
     'execution_noise': Argument('', 'disturbance of what the simulator executes, share of the range', float),
     'folder': Argument('', 'where episodes are written, a folder each'),
+    'bags': Argument('', 'bags to play, or folders of them; several with commas between', list),
+    'rate': Argument('', 'recorded seconds per second', float),
+    'loop': Argument('', 'begin again after the last bag', bool, ('', 'true', 'false')),
+    'out': Argument('', 'folder of the run'),
+    'resume': Argument('', 'go on from what is in the folder of the run', bool, ('', 'true', 'false')),
+    'config': Argument('', 'settings of the training: a file, or a name in config/train'),
+    'steps': Argument('', 'of the optimiser, in all', int),
+    'shadow': Argument('', 'let a policy watch, which follows the checkpoints and compares its chunks with the '
+                       'commands', bool, ('', 'true', 'false')),
     'robot': Argument('', 'run this simulated robot and its scripted expert as well', str,
                       ('', 'metaworld', 'so101')),
 }
 
 _COMMON = ('contract', 'params_file', 'namespace', 'autostart', 'use_sim_time')
 _POLICY = ('checkpoint', 'realtime', 'schedule')
+_REPLAY = ('bags', 'rate', 'loop', 'out', 'resume', 'config', 'steps', 'checkpoint', 'shadow')
 _SIMULATED = ('task', 'seed', 'execution_noise')
 
 GRAPHS = {
@@ -102,6 +117,8 @@ GRAPHS = {
                      simulated=('sim', 'expert')),
     'policy': Graph('policy, executor and skill, for a robot that runs already', ('policy', 'executor', 'skill'),
                     (*_COMMON, *_POLICY)),
+    'replay_training': Graph('training while bags are played', ('player', 'replay_trainer'),
+                             (*_COMMON, *_REPLAY), {'use_sim_time': 'true'}, watching=('policy',)),
     'bringup': Graph('a complete robot: simulation, policy, executor and skill', ('sim', 'policy', 'executor', 'skill'),
                      (*_COMMON, *_POLICY, *_SIMULATED), {'use_sim_time': 'true'}),
 }
@@ -128,14 +145,16 @@ def graph_specs(graph: str, arguments: Mapping[str, str] | None = None) -> list[
     simulated = values.get('robot')
     if simulated:
         values |= {'use_sim_time': True, 'contract': values['contract'] or simulated}
-    if 'checkpoint' in values:
-        values['checkpoint'] = values['checkpoint'] or str(default_checkpoint(values['contract']))
-    names = (*(GRAPHS[graph].simulated if simulated else ()), *GRAPHS[graph].nodes)
+    names = (*(GRAPHS[graph].simulated if simulated else ()), *GRAPHS[graph].nodes,
+             *(GRAPHS[graph].watching if values.get('shadow') else ()))
     return [_graph_node(name, values) for name in names]
 
 
 def _graph_node(name: str, values: Mapping[str, Any]) -> NodeSpec:
     parameters = {key: values[key] for key in NODES[name].takes if values.get(key) is not None}
+    if name == 'policy':
+        parameters.setdefault('checkpoint', str(default_checkpoint(values['contract'])))
+        parameters |= {'follow_checkpoints': True} if values.get('shadow') else {}
     return node_spec(name, params_file=values['params_file'], namespace=values['namespace'] or '',
                      use_sim_time=values['use_sim_time'], parameters={**parameters, 'autostart': values['autostart']})
 
@@ -156,6 +175,8 @@ def _argument_value(key: str, text: str) -> Any:
         return None
     if argument.type is bool:
         return text.lower() == 'true'
+    if argument.type is list:
+        return [word for word in text.split(',') if word]
     try:
         return argument.type(text)
     except ValueError:

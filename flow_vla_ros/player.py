@@ -17,6 +17,7 @@ from rosgraph_msgs.msg import Clock
 from std_srvs.srv import SetBool
 
 from flow_vla_core.data.bag_reader import BagMessage
+from flow_vla_core.data.bags import find_bags
 from flow_vla_core.data.playback import Begin, End, PlayClock, Player, Playlist, ReadAhead
 from flow_vla_core.errors import Code, ConfigError, FlowVLAError
 from flow_vla_ros import codecs, qos
@@ -40,7 +41,7 @@ class PlayerNode(FlowLifecycleNode):
 
     PARAMETERS = (
         Parameter('contract', '', 'robot contract: a file, or a name in config/robots; empty: what the bags say'),
-        Parameter('bags', [''], 'rosbag2 folders, played one after another'),
+        Parameter('bags', [''], 'rosbag2 folders, or folders of them, played one after another'),
         Parameter('rate', 1.0, 'recorded seconds per second', minimum=0.001, maximum=1000.0),
         Parameter('loop', False, 'begin again after the last bag'),
         Parameter('start_offset', 0.0, 'leave out so much of the beginning, s', minimum=0.0),
@@ -60,12 +61,10 @@ class PlayerNode(FlowLifecycleNode):
     def on_setup(self, parameters: Parameters) -> None:
         """Open the bags and offer their topics."""
         self._settings = parameters
-        bags = [Path(bag).expanduser() for bag in parameters.bags if bag]
-        if not bags:
-            raise ConfigError('bags: give at least one rosbag2 folder')
+        bags = _find([Path(bag).expanduser() for bag in parameters.bags if bag])
         topics = [topic for topic in parameters.topics if topic]
         self._stage = Stage(self, bags, parameters.commands, parameters.contract, topics)
-        self._clock = self.create_publisher(Clock, '/clock', qos.CLOCK) if parameters.clock_hz else None
+        self._ros_clock = self.create_publisher(Clock, '/clock', qos.CLOCK) if parameters.clock_hz else None
         self._diagnostics = DiagnosticsOutbox(self, 'bags')
         self._items = ReadAhead(Playlist(bags, topics, parameters.start_offset, parameters.loop),
                                 parameters.read_ahead_mb * 2 ** 20)
@@ -142,8 +141,8 @@ class PlayerNode(FlowLifecycleNode):
         self._stage.emit(item)
 
     def _tell_time(self, time: int) -> None:
-        if self._clock is not None:
-            self._clock.publish(Clock(clock=codecs.to_time(time)))
+        if self._ros_clock is not None:
+            self._ros_clock.publish(Clock(clock=codecs.to_time(time)))
 
     def _fail(self, message: str) -> None:
         self._state = 'failed'
@@ -213,6 +212,17 @@ class Keys:
                 return
             if key == b' ':
                 self._on_space()
+
+
+def _find(paths: list[Path]) -> list[Path]:
+    """Return bags as they are, and for another folder the bags below it."""
+    if not paths:
+        raise ConfigError('bags: give at least one rosbag2 folder')
+    found = []
+    for path in paths:
+        below = [] if (path / 'metadata.yaml').exists() else find_bags(path)
+        found += below or [path]
+    return found
 
 
 def main() -> None:

@@ -112,7 +112,7 @@ class OnlineTraining:
 
     Args:
         contract: of the robot.
-        buffer: for the episodes.
+        buffer: for the episodes; those that it holds already count as received.
         config: how.
         out: folder of the run.
         device: where to train.
@@ -133,8 +133,8 @@ class OnlineTraining:
         self._grown = False
         self._stopping = False
         self._state, self._failure, self._refusal = State.WAITING, '', ''
-        self._counts: Counter[str] = Counter()
-        self._frames_received = 0
+        self._counts = Counter(received=len(buffer.episodes))
+        self._frames_received = buffer.frames
         self._losses: list[Tensor] = []
         self._asked, self._asked_step = time.monotonic(), 0
         self._checkpoint = ''
