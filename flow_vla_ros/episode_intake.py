@@ -28,6 +28,7 @@ __all__ = ['EpisodeIntake']
 JUMP = JumpThreshold(min_forward=Duration(seconds=2), min_backward=Duration(nanoseconds=-1), on_clock_change=False)
 TICK_SECONDS = 0.05
 DEPTH = 200        # of each subscription
+MARKS = qos.LATCHED_STATE  # an end and the next beginning may come at once
 IMAGE = 'sensor_msgs/Image'
 
 Event = Callable[[], None]
@@ -55,7 +56,7 @@ class EpisodeIntake:
         self._waiting, self._lock = 0, threading.Lock()
         self._kinds = {topic: (kind, name) for topic, kind, name in self._topics()}
         self._subscriptions = {topic: self._subscribe(topic) for topic in self._kinds}
-        self._subscriptions['episode'] = node.create_subscription(Episode, 'episode', self._on_mark, qos.LATCHED)
+        self._subscriptions['episode'] = node.create_subscription(Episode, 'episode', self._on_mark, MARKS)
         self._jumps = node.get_clock().create_jump_callback(JUMP, post_callback=lambda _: self._put(live.jump))
         self._thread = threading.Thread(target=self._run, name='intake', daemon=True)
         self._thread.start()
