@@ -64,21 +64,42 @@ class StreamBuffer:
         """Oldest stamp that is still kept, ns."""
         return self._stamps[0] if self._stamps else None
 
-    def push(self, stamp: int, value: Any) -> None:
-        """Add a sample; it may come late."""
+    @property
+    def middle(self) -> int | None:
+        """Stamp of the sample in the middle, ns."""
+        return self._stamps[len(self._stamps) // 2] if self._stamps else None
+
+    def push(self, stamp: int, value: Any) -> list[Any]:
+        """Add a sample, which may come late; return the values that had to go for it."""
         index = bisect_left(self._stamps, stamp)
         if index < len(self._stamps) and self._stamps[index] == stamp:
-            self._values[index] = value
-            return
+            replaced, self._values[index] = self._values[index], value
+            return [replaced]
         self._stamps.insert(index, stamp)
         self._values.insert(index, value)
-        if len(self._stamps) > self._capacity:
-            del self._stamps[0], self._values[0]
+        if len(self._stamps) <= self._capacity:
+            return []
+        del self._stamps[0]
+        return [self._values.pop(0)]
 
     def at_or_before(self, stamp: int) -> tuple[int, Any] | None:
         """Return the newest sample that is not newer than ``stamp``."""
         index = bisect_right(self._stamps, stamp) - 1
         return None if index < 0 else (self._stamps[index], self._values[index])
+
+    def after(self, stamp: int) -> int | None:
+        """Return the stamp of the first sample that is newer than ``stamp``."""
+        index = bisect_right(self._stamps, stamp)
+        return None if index == len(self._stamps) else self._stamps[index]
+
+    def forget_before(self, stamp: int) -> list[Any]:
+        """Drop what is older than the newest sample at or before ``stamp``; return the values."""
+        index = bisect_right(self._stamps, stamp) - 1
+        if index <= 0:
+            return []
+        dropped = self._values[:index]
+        del self._stamps[:index], self._values[:index]
+        return dropped
 
     def rate(self) -> float:
         """Rate over the last samples, Hz; 0 with fewer than two."""

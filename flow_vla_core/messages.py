@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
+from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -74,13 +75,14 @@ def decode_image(message: Any, camera: Camera) -> np.ndarray:
     """Decode an image to (Y, X, C) uint8 at ``camera.size``, RGB or one channel.
 
     Raises:
-        ImageInvalid: if encoding, resolution, step or length are not what the contract says.
+        ImageInvalid: if encoding, resolution, step or length are not what the contract says, or a compressed image is
+            damaged.
     """
+    if camera.message == 'sensor_msgs/CompressedImage':
+        return resize_image(_decompress(message, camera), camera.size)
     if message.encoding != camera.encoding:
         raise ImageInvalid(f'{camera.name}: encoding {message.encoding!r}, the contract says {camera.encoding!r}')
-    if (message.height, message.width) != camera.resolution:
-        raise ImageInvalid(f'{camera.name}: {message.height} rows and {message.width} columns, '
-                           f'the contract says {camera.resolution[0]} and {camera.resolution[1]}')
+    _check_resolution(message.height, message.width, camera)
     channels, order = CHANNELS[camera.encoding]
     rows, columns = camera.resolution
     if message.step < columns * channels:
@@ -92,6 +94,30 @@ def decode_image(message: Any, camera: Camera) -> np.ndarray:
     lines = data.reshape(rows, message.step)
     pixels = lines[:, :columns * channels].reshape(rows, columns, channels)
     return resize_image(np.ascontiguousarray(pixels[..., order]), camera.size)
+
+
+def _decompress(message: Any, camera: Camera) -> np.ndarray:
+    """Decode JPEG or PNG to (Y, X, C) uint8, RGB or one channel; its size is checked before its pixels are read."""
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise ImageInvalid(f'{camera.name}: compressed images need the package pillow: pip install pillow') from error
+    try:
+        image = Image.open(BytesIO(bytes(message.data)), formats=('JPEG', 'PNG'))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ImageInvalid(f'{camera.name}: neither JPEG nor PNG ({message.format!r})') from error
+    _check_resolution(image.height, image.width, camera)
+    try:
+        pixels = np.array(image.convert('L' if camera.channels == 1 else 'RGB'))
+        return pixels.reshape(*camera.resolution, camera.channels)
+    except (OSError, ValueError, SyntaxError, EOFError) as error:
+        raise ImageInvalid(f'{camera.name}: damaged {image.format}: {error}') from error
+
+
+def _check_resolution(rows: int, columns: int, camera: Camera) -> None:
+    if (rows, columns) != camera.resolution:
+        raise ImageInvalid(f'{camera.name}: {rows} rows and {columns} columns, '
+                           f'the contract says {camera.resolution[0]} and {camera.resolution[1]}')
 
 
 def decode_state(message: Any, stream: StateStream) -> np.ndarray:

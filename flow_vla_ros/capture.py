@@ -139,7 +139,7 @@ def lost_messages(folder: Path, contract: RobotContract) -> int:
     """
     from flow_vla_core.data.bag_reader import read_bag
     bag = read_bag(folder)
-    topics = [(stream.topic, getattr(stream, 'message', 'sensor_msgs/Image')) for stream in contract.streams]
+    topics = [(stream.topic, stream.message) for stream in contract.streams]
     topics += [(part.topic, part.message) for part in contract.actions]
     rows = [_stamps(bag, *topic) for topic in topics]
     first, last = min(row[0] for row in rows if row), max(row[-1] for row in rows if row)

@@ -20,7 +20,6 @@ __all__ = ['ObservationBridge']
 
 REMEMBERED = 64               # samples of a stream whose time of publication is kept
 AHEAD = 500_000_000           # ns that a stamp may lie ahead of this node's clock
-IMAGE = 'sensor_msgs/Image'
 
 
 class ObservationBridge:
@@ -108,7 +107,7 @@ class ObservationBridge:
 
     def _subscribe(self) -> Iterable[Any]:
         for stream in self._contract.streams:
-            kind = codecs.message_type(getattr(stream, 'message', IMAGE))
+            kind = codecs.message_type(stream.message)
             yield self._node.create_subscription(kind, stream.topic, partial(self._receive, stream.name), qos.SENSOR)
         yield self._node.create_subscription(String, self._contract.instruction.topic, self._instruct, qos.LATCHED)
 

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 __all__ = ['Camera', 'Count', 'Instruction', 'Name', 'Number', 'Part', 'Positive', 'Rates', 'StateStream', 'unique']
 
 Encoding = Literal['rgb8', 'bgr8', 'rgba8', 'bgra8', 'mono8']
+ImageMessage = Literal['sensor_msgs/Image', 'sensor_msgs/CompressedImage']
 StateMessage = Literal['sensor_msgs/JointState', 'geometry_msgs/PoseStamped', 'geometry_msgs/PointStamped',
                        'geometry_msgs/TwistStamped', 'geometry_msgs/WrenchStamped']
 
@@ -47,12 +48,13 @@ class Camera(Part):
 
     Args:
         name: how the policy calls it.
-        topic: a sensor_msgs/Image topic, relative to the namespace unless it begins with a slash.
+        topic: of the images, relative to the namespace unless it begins with a slash.
         encoding: of the messages; the policy always sees RGB (or one channel for mono8).
         resolution: rows and columns of the messages.
         size: rows and columns that the policy sees.
         max_age: newest sample may be this old when inference starts, s.
         max_skew: a sample may be this far before the reference time, s.
+        message: type of the messages; compressed ones hold JPEG or PNG of any encoding.
     """
 
     name: Name
@@ -62,6 +64,7 @@ class Camera(Part):
     size: tuple[Count, Count]
     max_age: Positive
     max_skew: Positive
+    message: ImageMessage = 'sensor_msgs/Image'
 
     @property
     def channels(self) -> int:

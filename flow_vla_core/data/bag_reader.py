@@ -1,58 +1,93 @@
-"""Reads the serialized messages of a rosbag2 folder, as far as they go."""
+"""Reads the serialized messages of a recorded bag, as far as they go."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-import logging
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import cached_property
+import heapq
+from itertools import count
 from pathlib import Path
 import struct
 from typing import Any
 
-from mcap.records import Channel, Message, Schema
-from mcap.stream_reader import StreamReader
-
-from flow_vla_core.data.bags import read_information
-from flow_vla_core.data.typestore import full_name, typestore
+from flow_vla_core.data.bags import storage_files, try_information
+from flow_vla_core.data.compression import decompress, decompress_file
+from flow_vla_core.data.mcap_storage import McapStorage
+from flow_vla_core.data.storage import BagMessage, SqliteStorage, Storage
+from flow_vla_core.data.typestore import full_name, has_header, typestore_with
 from flow_vla_core.errors import DataError
 
-__all__ = ['Bag', 'header_stamp', 'read_bag']
-
-HEADER = 'std_msgs/msg/Header'
-RECORD_LIMIT = 2 ** 31  # bytes; a length above it can only come from a damaged file
+__all__ = ['Bag', 'BagMessage', 'header_stamp', 'open_bag', 'read_bag']
 
 
-@dataclass(frozen=True)
 class Bag:
-    """Holds what was recorded, not decoded.
+    """Offers what was recorded, not decoded, and reads it again each time it is asked for.
 
     Args:
-        path: the rosbag2 folder.
+        path: the rosbag2 folder, or a single file.
         marks: the custom data of its metadata.
+        storages: its files.
+        problems: what is wrong with it besides.
+        compressed: whether each message is compressed by itself.
+
+    Attributes:
         types: topic -> ``package/msg/Type``.
-        messages: topic -> pairs of log time (ns) and serialized message, as recorded.
-        complete: False for a file that was cut off; what stands before the cut is here.
+
+    Example:
+        >>> bag = open_bag(Path('episode_000001'))  # doctest: +SKIP
+        >>> for message in bag.read({'/joint_states'}):  # doctest: +SKIP
+        ...     print(bag.stamp(message), bag.decode(message.topic, message.data).position)
     """
 
-    path: Path
-    marks: Mapping[str, str]
-    types: Mapping[str, str]
-    messages: Mapping[str, list[tuple[int, bytes]]]
-    complete: bool = True
+    def __init__(self, path: Path, marks: Mapping[str, str], storages: Sequence[Storage], problems: Sequence[str] = (),
+                 compressed: bool = False) -> None:
+        self.path, self.marks = path, dict(marks)
+        self.types: dict[str, str] = {}
+        self._storages, self._compressed = list(storages), compressed
+        self._problems = list(problems)
+        for storage in storages:
+            for topic, kind in storage.types.items():
+                if self.types.setdefault(topic, kind) != kind:
+                    self._problems.append(f'{topic}: recorded as {self.types[topic]!r} and as {kind!r}')
 
-    def find(self, topic: str, kind: str) -> str:
-        """Return the recorded name of a topic that may be relative to a namespace.
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What is damaged; empty for a whole bag. Damage inside a chunk is only found when it is read."""
+        return (*self._problems, *(problem for storage in self._storages for problem in storage.problems))
 
-        Raises:
-            DataError: if it was not recorded, stands in several namespaces, has another type or no messages.
+    @property
+    def complete(self) -> bool:
+        """Whether nothing damaged was found so far."""
+        return not self.problems
+
+    @cached_property
+    def messages(self) -> Mapping[str, list[tuple[int, bytes]]]:
+        """Topic -> pairs of log time (ns) and serialized message: everything, in memory; for short bags."""
+        found: dict[str, list[tuple[int, bytes]]] = {topic: [] for topic in self.types}
+        for topic, log_time, data in self.read():
+            found[topic].append((log_time, data))
+        return found
+
+    def read(self, topics: Collection[str] | None = None,
+             on_hole: Callable[[], None] | None = None) -> Iterator[BagMessage]:
+        """Yield the messages in order of log time, with little memory.
+
+        Chunks that overlap in time are merged as long as that needs less than 256 MiB.
+
+        Args:
+            topics: as recorded; None for all.
+            on_hole: is called between two messages where others may be missing, because the file is damaged there.
         """
-        name = self._resolve(topic)
-        if self.types[name] != full_name(kind):
-            raise DataError(f'{self.path}: {name}: recorded as {self.types[name]}, expected {full_name(kind)}')
-        if not self.messages.get(name):
-            end = '' if self.complete else ' before the place where the bag was cut off'
-            raise DataError(f'{self.path}: {name}: no messages{end}')
-        return name
+        wanted = None if topics is None else frozenset(topics)
+        for message in _merge(self._storages, wanted, on_hole or _nothing):
+            if not self._compressed:
+                yield message
+                continue
+            try:
+                yield message._replace(data=bytes(decompress(message.data, 'zstd')))
+            except DataError as error:
+                self._note(f'{message.topic}: a message is {error}')
+                (on_hole or _nothing)()
 
     def stamped(self, topic: str, zero_is_receipt: bool = False) -> Iterator[tuple[int, bytes]]:
         """Yield the messages of a topic with the stamp of their header, or their log time for a type without one.
@@ -61,25 +96,56 @@ class Bag:
             topic: as recorded.
             zero_is_receipt: a stamp of 0 means the log time, as ROS controllers read it in a command.
         """
-        has_header = _has_header(self.types[topic])
-        for log_time, data in self.messages[topic]:
-            if not has_header:
-                yield log_time, data
-                continue
-            try:
-                stamp = header_stamp(data)
-            except (IndexError, struct.error) as error:
-                raise DataError(f'{self.path}: {topic}: a message of {len(data)} bytes has no header') from error
-            yield (log_time if zero_is_receipt and stamp == 0 else stamp), data
+        for message in self.read({topic}):
+            yield self.stamp(message, zero_is_receipt), message.data
+
+    def stamp(self, message: BagMessage, zero_is_receipt: bool = False) -> int:
+        """Return the stamp of a message's header, or its log time for a type without one, ns.
+
+        Raises:
+            DataError: if the message is too short to have one, or its type is unknown.
+        """
+        if not has_header(self._store, self.types[message.topic]):
+            return message.log_time
+        try:
+            stamp = header_stamp(message.data)
+        except (IndexError, struct.error) as error:
+            raise DataError(f'{self.path}: {message.topic}: a message of {len(message.data)} bytes has no '
+                            'header') from error
+        return message.log_time if zero_is_receipt and stamp == 0 else stamp
+
+    def find(self, topic: str, kind: str) -> str:
+        """Return the recorded name of a topic that may be relative to a namespace.
+
+        Raises:
+            DataError: if it was not recorded, stands in several namespaces or has another type.
+        """
+        name = self.resolve(topic)
+        if self.types[name] != full_name(kind):
+            raise DataError(f'{self.path}: {name}: recorded as {self.types[name]}, expected {full_name(kind)}')
+        return name
 
     def decode(self, topic: str, data: bytes) -> Any:
         """Return a serialized message as an object. Raise `DataError` if the bytes are not one."""
+        kind = self.types[topic]
+        if kind not in self._store.fielddefs:
+            raise DataError(f'{self.path}: {topic}: no definition of the message type {kind!r} is known')
         try:
-            return typestore().deserialize_cdr(data, self.types[topic])
+            return self._store.deserialize_cdr(data, kind)
         except Exception as error:  # bytes from anywhere make the parser raise anything
             raise DataError(f'{self.path}: {topic}: damaged message: {error}') from error
 
-    def _resolve(self, topic: str) -> str:
+    @cached_property
+    def _store(self) -> Any:
+        definitions = {kind: text for storage in self._storages for kind, text in storage.definitions.items()}
+        return typestore_with(tuple(sorted(definitions.items())))
+
+    def _note(self, problem: str) -> None:
+        if problem not in self._problems:
+            self._problems.append(problem)
+
+    def resolve(self, topic: str) -> str:
+        """Return the recorded name of a topic that may be relative to a namespace. Raise `DataError` without one."""
         absolute = '/' + topic.lstrip('/')
         if absolute in self.types:
             return absolute
@@ -91,28 +157,35 @@ class Bag:
         raise DataError(f'{self.path}: {topic}: {reason}')
 
 
-def read_bag(path: Path) -> Bag:
-    """Read a rosbag2 folder with MCAP or any other storage that rosbags knows.
+def open_bag(path: Path) -> Bag:
+    """Open a rosbag2 folder, or a single file of one (``.mcap``, ``.db3``, either with ``.zstd``).
 
-    A file that was cut off, as by a crash or a full disk, is read up to there; a warning says so.
+    Storage is MCAP or sqlite3, in one file or several, compressed by chunk, by message or by file. What is damaged
+    stands in `Bag.problems`; what can be read of it is read.
 
     Raises:
         DataError: if it is no bag, or nothing in it can be read.
     """
     path = Path(path)
-    information = read_information(path)
-    marks = dict(information.get('custom_data') or {})
-    if information.get('storage_identifier') != 'mcap' or information.get('compression_mode'):
-        return _read_other(path, marks)
-    types: dict[str, str] = {}
-    messages: dict[str, list[tuple[int, bytes]]] = {}
-    problems = [problem for name in information.get('relative_file_paths') or []
-                if (problem := _read_mcap(path / str(name), types, messages))]
-    if not any(messages.values()):
+    information, problems = try_information(path)
+    storages: list[Storage] = []
+    for file in storage_files(path, information):
+        try:
+            storages.append(_open_storage(file))
+        except DataError as error:
+            problems.append(str(error))
+    marks = {str(key): str(value) for key, value in (information.get('custom_data') or {}).items()}
+    if not any(storage.types for storage in storages):
         raise DataError(f'{path}: no messages{": " if problems else ""}{"; ".join(problems)}')
-    if problems:
-        logging.getLogger(__name__).warning('%s: read as far as it goes: %s', path, '; '.join(problems))
-    return Bag(path, marks, types, messages, not problems)
+    return Bag(path, marks, storages, problems, str(information.get('compression_mode')).lower() == 'message')
+
+
+def read_bag(path: Path) -> Bag:
+    """Open a bag in which there is at least one message; like `open_bag` otherwise."""
+    bag = open_bag(path)
+    if next(bag.read(), None) is None:
+        raise DataError(f'{path}: no messages{": " if bag.problems else ""}{"; ".join(bag.problems)}')
+    return bag
 
 
 def header_stamp(data: bytes) -> int:
@@ -121,42 +194,37 @@ def header_stamp(data: bytes) -> int:
     return seconds * 10 ** 9 + nanoseconds
 
 
-def _has_header(kind: str) -> bool:
-    definitions = typestore().fielddefs
-    if kind not in definitions:
-        raise DataError(f'no definition of the message type {kind!r} is known')
-    fields = definitions[kind][1]
-    return bool(fields) and fields[0][1][1] == HEADER
+def _open_storage(path: Path) -> Storage:
+    if path.suffix == '.zstd':
+        file = decompress_file(path)
+        if path.suffixes[-2:-1] == ['.db3']:
+            storage: Storage = SqliteStorage(path, Path(file.name))
+            storage.keep = file
+            return storage
+        return McapStorage(path, file)
+    return SqliteStorage(path) if path.suffix == '.db3' else McapStorage(path)
 
 
-def _read_mcap(path: Path, types: dict[str, str], messages: dict[str, list[tuple[int, bytes]]]) -> str:
-    """Add what a file holds; return why it ends early, or nothing."""
-    schemas: dict[int, str] = {}
-    topics: dict[int, str] = {}
-    try:
-        with path.open('rb') as file:
-            for record in StreamReader(file, validate_crcs=True, record_size_limit=RECORD_LIMIT).records:
-                if isinstance(record, Message):
-                    messages[topics[record.channel_id]].append((record.log_time, record.data))
-                elif isinstance(record, Schema):
-                    schemas[record.id] = record.name
-                elif isinstance(record, Channel):
-                    topics[record.id] = record.topic
-                    types[record.topic] = schemas[record.schema_id]
-                    messages.setdefault(record.topic, [])
-    except Exception as error:  # a damaged file makes the parser and the decompressors raise anything
-        return f'{path.name}: {type(error).__name__}: {error}'
-    return ''
+def _merge(storages: Sequence[Storage], topics: frozenset[str] | None,
+           on_hole: Callable[[], None]) -> Iterator[BagMessage]:
+    """Merge the files of a bag by log time; a file is opened when its time has come."""
+    later = sorted(storages, key=lambda storage: storage.start)
+    order = count()
+    heads: list[tuple[int, int, BagMessage, Iterator[BagMessage]]] = []
+    while heads or later:
+        while later and (not heads or later[0].start <= heads[0][0]):
+            _advance(heads, later.pop(0).read(topics, on_hole), order)
+        if heads:
+            _, _, message, source = heapq.heappop(heads)
+            yield message
+            _advance(heads, source, order)
 
 
-def _read_other(path: Path, marks: dict[str, str]) -> Bag:
-    from rosbags.rosbag2 import Reader
-    try:
-        with Reader(path) as reader:
-            types = {connection.topic: connection.msgtype for connection in reader.connections}
-            messages: dict[str, list[tuple[int, bytes]]] = {topic: [] for topic in types}
-            for connection, time, data in reader.messages():
-                messages[connection.topic].append((time, data))
-    except Exception as error:  # as above
-        raise DataError(f'{path}: {error}') from error
-    return Bag(path, marks, types, messages)
+def _advance(heads: list, source: Iterator[BagMessage], order: Iterator[int]) -> None:
+    message = next(source, None)
+    if message is not None:
+        heapq.heappush(heads, (message.log_time, next(order), message, source))
+
+
+def _nothing() -> None:
+    """Hear of a hole and do nothing."""

@@ -2,29 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+import re
 from typing import Any
 
 import yaml
 
 from flow_vla_core.errors import DataError
 
-__all__ = ['find_bags', 'read_information', 'read_metadata']
+__all__ = ['STORAGES', 'find_bags', 'read_information', 'read_metadata', 'storage_files', 'try_information']
+
+STORAGES = ('.mcap', '.db3', '.mcap.zstd', '.db3.zstd')
+METADATA_LIMIT = 2 ** 24  # bytes
+METADATA = 'metadata.yaml'
 
 
 def find_bags(folder: Path) -> list[Path]:
-    """Return the rosbag2 folders at or below a folder, sorted."""
-    return sorted(path.parent for path in Path(folder).rglob('metadata.yaml'))
+    """Return the bags at or below a folder, sorted.
+
+    A bag is a rosbag2 folder, or one whose ``metadata.yaml`` is missing but whose files are numbered as rosbag2 does
+    it, or a single file; a folder that is itself a file is that.
+    """
+    folder = Path(folder)
+    if _is_storage(folder):
+        return [folder]
+    described = {path.parent for path in folder.rglob(METADATA)}
+    files: dict[Path, list[Path]] = {}
+    for path in sorted(folder.rglob('*')):
+        if _is_storage(path) and path.parent not in described:
+            files.setdefault(path.parent, []).append(path)
+    loose = [bag for parent, paths in files.items() for bag in ([parent] if _is_split(paths) else paths)]
+    return sorted([*described, *loose])
 
 
 def read_information(bag: Path) -> dict[str, Any]:
-    """Return what ``metadata.yaml`` says about a bag. Raise `DataError` if it is no bag."""
-    path = Path(bag) / 'metadata.yaml'
+    """Return what ``metadata.yaml`` says about a bag; nothing for a bag without. Raise `DataError` if it is no bag."""
+    bag = Path(bag)
+    if _is_storage(bag) or not (bag / METADATA).exists() and storage_files(bag, {}):
+        return {}
+    path = bag / METADATA
     try:
+        if path.stat().st_size > METADATA_LIMIT:
+            raise DataError(f'{path}: larger than {METADATA_LIMIT} bytes')
         values = yaml.load(path.read_text(), getattr(yaml, 'CSafeLoader', yaml.SafeLoader))
     except OSError as error:
         raise DataError(f'{bag}: not a rosbag2 folder: metadata.yaml: {error.strerror}') from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise DataError(f'{path}: not valid YAML: {error}') from error
     information = values.get('rosbag2_bagfile_information') if isinstance(values, dict) else None
     if not isinstance(information, dict) or not isinstance(information.get('custom_data') or {}, dict):
@@ -32,6 +56,48 @@ def read_information(bag: Path) -> dict[str, Any]:
     return information
 
 
+def try_information(bag: Path) -> tuple[dict[str, Any], list[str]]:
+    """Return the same and no problem; of a bag whose metadata are missing or damaged, nothing and what is wrong.
+
+    Raises:
+        DataError: if there is no storage file either.
+    """
+    try:
+        information = read_information(bag)
+    except DataError as error:
+        if not storage_files(bag, {}):
+            raise
+        return {}, [str(error).removeprefix(f'{bag}/').removeprefix(f'{bag}: ')]
+    return information, [] if information or _is_storage(Path(bag)) else [f'{METADATA} is missing']
+
+
 def read_metadata(bag: Path) -> dict[str, str]:
     """Return our marks of an episode: instruction, task, outcome, contract. Raise `DataError` if it is no bag."""
-    return dict(read_information(bag).get('custom_data') or {})
+    return {str(key): str(value) for key, value in (read_information(bag).get('custom_data') or {}).items()}
+
+
+def storage_files(bag: Path, information: Mapping[str, Any]) -> list[Path]:
+    """Return the files of a bag: those that its metadata name, or else those that lie there."""
+    bag = Path(bag)
+    if _is_storage(bag):
+        return [bag]
+    named = information.get('relative_file_paths')
+    if isinstance(named, list) and named:
+        return [bag / Path(str(name)).name for name in named[:100_000]]
+    found = [path for path in bag.iterdir() if _is_storage(path)] if bag.is_dir() else []
+    return sorted(found, key=lambda path: (_number(path), path.name))
+
+
+def _is_storage(path: Path) -> bool:
+    return path.name.endswith(STORAGES) and path.is_file()
+
+
+def _is_split(paths: list[Path]) -> bool:
+    """Say whether files are those of one bag: ``name_0.mcap``, ``name_1.mcap`` ..."""
+    stems = {re.sub(r'_\d+\..*$', '', path.name) for path in paths}
+    return len(stems) == 1 and all(_number(path) >= 0 for path in paths)
+
+
+def _number(path: Path) -> int:
+    found = re.search(r'_(\d+)\.[a-z0-9.]+$', path.name)
+    return int(found[1]) if found else -1

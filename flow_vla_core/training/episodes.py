@@ -12,12 +12,11 @@ import numpy as np
 
 from flow_vla_core.contract import RobotContract
 from flow_vla_core.data.bags import find_bags, read_metadata
-from flow_vla_core.data.episode import Episode, read_episode
+from flow_vla_core.data.episode import OUTCOMES, Episode
+from flow_vla_core.data.reading import ReadOptions, read_episodes
 from flow_vla_core.errors import DataError, closest
 
 __all__ = ['OUTCOMES', 'choose_bags', 'hold_out', 'load_episodes']
-
-OUTCOMES = ('success', 'failure', 'unknown')
 
 
 def choose_bags(folders: Iterable[Path], outcomes: Sequence[str] = ('success',)) -> tuple[list[Path], list[Path]]:
@@ -44,7 +43,8 @@ def choose_bags(folders: Iterable[Path], outcomes: Sequence[str] = ('success',))
 
 
 def load_episodes(bags: Sequence[Path], contract: RobotContract, workers: int = 1,
-                  skip: Callable[[DataError], None] | None = None) -> Iterator[Episode]:
+                  skip: Callable[[DataError], None] | None = None,
+                  options: ReadOptions | None = None) -> Iterator[Episode]:
     """Read bags in several processes, in order.
 
     Args:
@@ -52,15 +52,16 @@ def load_episodes(bags: Sequence[Path], contract: RobotContract, workers: int = 
         contract: says which topics, and how they are read.
         workers: number of processes; 1 reads in this one.
         skip: hears why a bag can't be used, and it is left out; without it the first such bag is an error.
+        options: how episodes are cut, and where actions come from.
 
     Raises:
         DataError: for the first bag that can't be used, without ``skip``, or if none is left.
     """
     left = 0
-    for found in _read_all(bags, contract, workers):
-        if isinstance(found, Episode):
-            left += 1
-            yield found
+    for found in _read_all(bags, contract, workers, options):
+        if isinstance(found, list):
+            left += len(found)
+            yield from found
         elif skip is None:
             raise found
         else:
@@ -90,8 +91,9 @@ def hold_out(episodes: Sequence[Episode], share: float, seed: int) -> tuple[list
             [episode for index, episode in enumerate(episodes) if index in held])
 
 
-def _read_all(bags: Sequence[Path], contract: RobotContract, workers: int) -> Iterator[Episode | DataError]:
-    read = partial(_try, contract)
+def _read_all(bags: Sequence[Path], contract: RobotContract, workers: int,
+              options: ReadOptions | None) -> Iterator[list[Episode] | DataError]:
+    read = partial(_try, contract, options)
     if workers <= 1:
         yield from map(read, bags)
         return
@@ -102,8 +104,8 @@ def _read_all(bags: Sequence[Path], contract: RobotContract, workers: int) -> It
             pool.shutdown(cancel_futures=True)
 
 
-def _try(contract: RobotContract, bag: Path) -> Episode | DataError:
+def _try(contract: RobotContract, options: ReadOptions | None, bag: Path) -> list[Episode] | DataError:
     try:
-        return read_episode(bag, contract)
+        return read_episodes(bag, contract, options)
     except DataError as error:
         return error
