@@ -3,46 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 import errno
+import fcntl
 import os
 from pathlib import Path
 import shutil
 import time
-from typing import Any
 
-from mcap.writer import CompressionType, Writer
 import yaml
 
+from flow_vla_core.data.bag_metadata import BagDescription, FilePart, Topic, sync_folder, write_description
+from flow_vla_core.data.mcap_file import COMPRESSIONS, McapFile
 from flow_vla_core.data.typestore import full_name, schema
 from flow_vla_core.errors import DataError, DiskFull, RecordError
 
-__all__ = ['EpisodeWriter', 'Topic']
+__all__ = ['COMPRESSIONS', 'MARKS', 'EpisodeWriter', 'Topic']
 
-FLUSH_SECONDS = 0.5  # what a crash may cost at most, twice over
-COMPRESSIONS = {'none': CompressionType.NONE, 'lz4': CompressionType.LZ4, 'zstd': CompressionType.ZSTD}
-
-
-@dataclass(frozen=True)
-class Topic:
-    """Describes a recorded topic.
-
-    Args:
-        name: as it is on the graph.
-        type: such as ``sensor_msgs/msg/Image``.
-        qos: offered profiles, in rosbag2's own form.
-    """
-
-    name: str
-    type: str
-    qos: tuple[Mapping[str, Any], ...] = ()
+FLUSH_SECONDS = 0.5         # what a crash may cost at most, twice over
+CHUNK_BYTES = 2 ** 20
+MARKS = 'flow_vla'          # name of the metadata in the file that holds our marks
 
 
 class _Sink:
-    """Is a file without buffers of its own: what was accepted is with the operating system."""
+    """Is a file without buffers of its own: what was accepted is with the operating system.
+
+    It is locked as long as it is open, so that nobody takes it for one that a killed process has left.
+    """
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open('wb', buffering=0)
+        unlocked = path.with_name(f'{path.name}.new')
+        self._file = unlocked.open('xb', buffering=0)
+        self._descriptor = self._file.fileno()
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            pass  # a file system without locks
+        os.rename(unlocked, path)
 
     def write(self, data: bytes) -> int:
         left = memoryview(data)
@@ -50,11 +46,8 @@ class _Sink:
             left = left[self._file.write(left):]
         return len(data)
 
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def flush(self) -> None:
-        """Nothing is held back."""
+    def sync(self) -> None:
+        os.fdatasync(self._descriptor)
 
     def close(self) -> None:
         self._file.close()
@@ -63,11 +56,14 @@ class _Sink:
 class EpisodeWriter:
     """Writes serialized messages into ``folder/<folder's name>_0.mcap`` and describes them in ``metadata.yaml``.
 
+    What stands in the file goes to the operating system at least twice a second, as long as messages come or
+    `flush_if_due` is called.
+
     Args:
         folder: of the episode; must not exist yet.
         topics: what will be written.
-        metadata: ours, kept in the bag's custom data.
-        compression: ``none``, ``lz4`` or ``zstd``, for each chunk of 1 MiB.
+        metadata: ours, kept in the bag's custom data and in the file itself.
+        compression: ``auto``, ``none``, ``lz4``, ``zstd_fast`` or ``zstd``, for each chunk of 1 MiB.
 
     Raises:
         RecordError: if the folder exists or can't be made.
@@ -76,19 +72,24 @@ class EpisodeWriter:
 
     def __init__(self, folder: Path, topics: Sequence[Topic], metadata: Mapping[str, str],
                  compression: str = 'zstd') -> None:
-        self.folder, self._topics, self._metadata = folder, list(topics), dict(metadata)
-        self._counts = {topic.name: 0 for topic in topics}
-        self._first = self._last = 0
+        self.folder, self._metadata = folder, dict(metadata)
+        self._topics: dict[str, Topic] = {}
+        self._hashes: dict[str, str] = {}
+        self._counts: dict[str, int] = {}
+        self._channels: dict[str, int] = {}
+        self._first = self._last = self.messages = 0
         self._closed = False
         self._flushed = time.monotonic()
         try:
             folder.mkdir(parents=True)
             self._sink = _Sink(self.file)
-            self._writer = Writer(self._sink, compression=COMPRESSIONS[compression])
-            self._writer.start(profile='ros2', library='flow_vla')
-            self._channels = {topic.name: self._open(topic) for topic in topics}
-            self._writer.flush()
+            self._mcap = McapFile(self._sink, compression)
+            self._mcap.add_metadata(MARKS, self._metadata)
+            for topic in topics:
+                self.announce(topic)
             self._describe()
+            self._sink.sync()
+            sync_folder(folder.parent)
         except OSError as error:
             raise _record_error(error, folder) from error
 
@@ -98,14 +99,31 @@ class EpisodeWriter:
         return self.folder / f'{self.folder.name}_0.mcap'
 
     @property
-    def messages(self) -> int:
-        """Messages written so far."""
-        return sum(self._counts.values())
+    def bytes(self) -> int:
+        """Bytes in the file so far."""
+        return self._mcap.size
 
     @property
     def duration(self) -> float:
         """Time between first and last message, s."""
         return (self._last - self._first) / 1e9
+
+    def announce(self, topic: Topic) -> None:
+        """Add a topic. Raise `DataError` if the definition of its type is not known."""
+        text, digest = schema(topic.type)
+        kind = full_name(topic.type)
+        number = len(self._channels) + 1
+        self._mcap.add_schema(number, kind, 'ros2msg', text.encode())
+        offered = yaml.safe_dump([dict(profile) for profile in topic.qos])
+        self._mcap.add_channel(number, topic.name, number, {'offered_qos_profiles': offered,
+                                                            'topic_type_hash': digest})
+        self._channels[topic.name] = number
+        self._topics[topic.name] = Topic(topic.name, kind, topic.qos)
+        self._hashes[topic.name], self._counts[topic.name] = digest, 0
+
+    def announced(self, topic: str) -> bool:
+        """Tell whether a topic can be written."""
+        return topic in self._channels
 
     def write(self, topic: str, data: bytes, log_time: int, publish_time: int) -> None:
         """Add a serialized message, with the time of its receipt and its own stamp, ns."""
@@ -114,13 +132,31 @@ class EpisodeWriter:
         self._first = log_time if self.messages == 0 else min(self._first, log_time)
         self._last = max(self._last, log_time)
         self._counts[topic] += 1
+        self.messages += 1
+        self._mcap.add_message(self._channels[topic], self._counts[topic], log_time, max(publish_time, 0), data)
+        if self._mcap.pending > CHUNK_BYTES:
+            self.flush()
+        self.flush_if_due()
+
+    def flush_if_due(self) -> None:
+        """Write what is held back if the last time is too long ago."""
+        if time.monotonic() - self._flushed > FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Hand everything to the operating system."""
         try:
-            self._writer.add_message(self._channels[topic], log_time, data, publish_time, self._counts[topic])
-            if time.monotonic() - self._flushed > FLUSH_SECONDS:
-                self._writer.flush()
-                self._flushed = time.monotonic()
+            self._mcap.end_chunk()
+            self._flushed = time.monotonic()
         except OSError as error:
             self.abandon()
+            raise _record_error(error, self.folder) from error
+
+    def sync(self) -> None:
+        """Hand what was flushed to the disk; any thread may call it."""
+        try:
+            self._sink.sync()
+        except OSError as error:
             raise _record_error(error, self.folder) from error
 
     def close(self, metadata: Mapping[str, str] | None = None) -> None:
@@ -130,7 +166,11 @@ class EpisodeWriter:
             return
         self._closed = True
         try:
-            self._writer.finish()
+            if metadata:
+                self._mcap.end_chunk()
+                self._mcap.add_metadata(MARKS, self._metadata)
+            self._mcap.finish()
+            self._sink.sync()
             self._describe()
         except OSError as error:
             raise _record_error(error, self.folder) from error
@@ -152,36 +192,10 @@ class EpisodeWriter:
         self._sink.close()
         shutil.rmtree(self.folder)
 
-    def _open(self, topic: Topic) -> int:
-        text, _ = schema(topic.type)
-        number = self._writer.register_schema(full_name(topic.type), 'ros2msg', text.encode())
-        offered = {'offered_qos_profiles': yaml.safe_dump([dict(profile) for profile in topic.qos])}
-        return self._writer.register_channel(topic.name, 'cdr', number, offered)
-
     def _describe(self) -> None:
-        temporary = self.folder / 'metadata.yaml.part'
-        temporary.write_text(yaml.safe_dump({'rosbag2_bagfile_information': self._information()}, sort_keys=False))
-        os.replace(temporary, self.folder / 'metadata.yaml')
-
-    def _information(self) -> dict[str, Any]:
-        return {
-            'version': 9, 'storage_identifier': 'mcap', **self._times(),
-            'topics_with_message_count': [self._topic_information(topic) for topic in self._topics],
-            'compression_format': '', 'compression_mode': '',
-            'relative_file_paths': [self.file.name],
-            'files': [{'path': self.file.name, **self._times()}],
-            'custom_data': self._metadata, 'ros_distro': os.environ.get('ROS_DISTRO', 'kilted'),
-        }
-
-    def _times(self) -> dict[str, Any]:
-        return {'starting_time': {'nanoseconds_since_epoch': self._first},
-                'duration': {'nanoseconds': self._last - self._first}, 'message_count': self.messages}
-
-    def _topic_information(self, topic: Topic) -> dict[str, Any]:
-        return {'topic_metadata': {
-            'name': topic.name, 'type': full_name(topic.type), 'serialization_format': 'cdr',
-            'offered_qos_profiles': [dict(profile) for profile in topic.qos],
-            'type_description_hash': schema(topic.type)[1]}, 'message_count': self._counts[topic.name]}
+        counts = [(topic, self._counts[name]) for name, topic in self._topics.items()]
+        part = FilePart(self.file.name, self._first, self._last, self.messages)
+        write_description(self.folder, BagDescription([part], counts, self._hashes, self._metadata))
 
 
 def _record_error(error: OSError, folder: Path) -> RecordError:
