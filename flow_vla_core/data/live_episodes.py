@@ -158,7 +158,8 @@ gripper/command
         for message in self._before:
             if mark is None or message.log_time >= mark.stamp:
                 self._open.hear(message)
-        self._before.clear()
+        if mark is not None:
+            self._before.clear()
 
     def _close(self, quietly: bool = False) -> None:
         done, self._open = self._open, None
