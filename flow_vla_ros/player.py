@@ -135,7 +135,6 @@ class PlayerNode(FlowLifecycleNode):
         if isinstance(item, Begin):
             self._bag = str(item.bag.path)
             self._check_alone()
-            self._tell_time(item.time)
         elif isinstance(item, BagMessage):
             self._time = item.log_time
         self._stage.emit(item)

@@ -181,7 +181,7 @@ def test_a_player_that_lags_behind_still_tells_the_time() -> None:
             pass
 
     Player(messages(0, 1, 2, 3, 4), PlayClock(1e6), dawdle, times.append, clock_hz=1000.0).run()
-    assert len(times) >= 5
+    assert len(times) >= 6
     assert times == sorted(times)
 
 
@@ -192,7 +192,7 @@ def test_a_pause_holds_everything_and_a_stop_ends_it() -> None:
     thread = threading.Thread(target=player.run)
     thread.start()
     assert told.wait(20), 'the time is told while paused'
-    assert [type(item) for item in out] == [Begin]
+    assert out == []
     player.pause(False)
     thread.join(20)
     assert len(out) == 5

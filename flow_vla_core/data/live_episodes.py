@@ -21,7 +21,8 @@ __all__ = ['Heard', 'LiveEpisodes', 'Mark']
 
 STARTED, ENDED, INSTRUCTED, MARKED, DISCARDED = range(5)  # events, as in Episode.msg
 JUDGED = ('unknown', 'success', 'failure')
-FEW_SECONDS = 1.0  # of topics that are heard before the first mark
+FEW_SECONDS = 1.0  # that a beginning may come late; what was heard meanwhile is kept
+SAME_CLOCK = 10 ** 10  # ns; marks and messages that lie further apart do not go by the same clock
 
 
 class Heard(NamedTuple):
@@ -64,9 +65,10 @@ class Mark:
 class LiveEpisodes:
     """Cuts what is heard into episodes, aligns it as it comes, and hands each one out when it is whole.
 
-    Episode marks begin and end episodes. The order of messages on different topics is not kept on the way, so what
-    came up to ``settle`` before a beginning and after an end belongs to it. Without marks an episode is what lies
-    between two jumps of ROS time, or silences of that length. Other words begin another episode in any case.
+    Episode marks begin and end episodes. The order of messages on different topics is not kept on the way, so a message
+    belongs to an episode if ROS time at its receipt lies between the marks' stamps, although it comes before the
+    beginning or after the end: an episode is over when nothing more has come for ``settle``. Without marks an episode
+    is what lies between two jumps of ROS time, or silences. Other words begin another episode in any case.
 
     Args:
         contract: of the robot.
@@ -111,7 +113,7 @@ gripper/command
         if message.topic == self._contract.instruction.topic:
             self._words = _text(message.data)
         self._before.append(message)
-        while self._before and message.time - self._before[0].time > self._settle:
+        while self._before and message.time - self._before[0].time > FEW_SECONDS:
             self._before.popleft()
         if self._open is None and not self._has_marks and message.topic in self._streams:
             self._begin('', message.time)
@@ -122,12 +124,14 @@ gripper/command
         """Take in an Episode message, received at a time of the monotonic clock, s."""
         self.tick(time)
         if mark.event == STARTED:
-            if self._open is not None:
-                self._close(quietly=not self._has_marks and time - self._open.began < FEW_SECONDS)
+            if self._open is not None and not self._has_marks and time - self._open.began < FEW_SECONDS:
+                self._open = None  # its messages were only faster than this mark, and belong to it
+            elif self._open is not None:
+                self._close()
             self._has_marks = True
             self._begin(mark.id, time, mark)
         elif self._open is not None and mark.id == self._open.name:
-            self._open.mark(mark, time + self._settle)
+            self._open.mark(mark, time)
             if mark.event == DISCARDED:
                 self._open = None
 
@@ -154,55 +158,63 @@ gripper/command
 
     def _begin(self, name: str, time: float, mark: Mark | None = None) -> None:
         self._count += 1
-        self._open = _Open(self._contract, name or f'heard_{self._count:06d}', time, mark, self._words)
+        name = name or f'heard_{self._count:06d}'
+        self._open = _Open(self._contract, name, time, self._settle, mark, self._words)
         for message in self._before:
             if mark is None or message.log_time >= mark.stamp:
                 self._open.hear(message)
         if mark is not None:
             self._before.clear()
 
-    def _close(self, quietly: bool = False) -> None:
+    def _close(self) -> None:
         done, self._open = self._open, None
         try:
             for episode in done.episodes():
                 self._on_episode(episode)
         except DataError as error:
-            if not quietly:
-                self._on_refused(f'{done.name}: {error}')
+            self._on_refused(f'{done.name}: {error}')
 
 
 class _Open:
     """Is an episode that is being heard."""
 
-    def __init__(self, contract: RobotContract, name: str, began: float, mark: Mark | None, words: str) -> None:
-        self.name, self.began, self.marked = name, began, mark is not None
+    def __init__(self, contract: RobotContract, name: str, began: float, settle: float, mark: Mark | None,
+                 words: str) -> None:
+        self.name, self.began, self.marked, self._settle = name, began, mark is not None, settle
         self.problem = ''
         self._task, self._outcome = (mark.task, mark.outcome) if mark else ('', 0)
         self._aligner = EpisodeAligner(contract)
         decode = _decoder(contract)
         self._keeper = StretchKeeper(contract, FrameDecoder(contract, _same_names(contract), decode), _in_memory)
-        self._last, self._end = began, None
+        self._last, self._log_time = began, 0
+        self._end: float | None = None
+        self._until: int | None = None
         self._first_words = mark.instruction.strip() if mark and mark.instruction.strip() else words
         if self._first_words:
             self._aligner.instruct(-1, self._first_words)
 
     def hear(self, message: Heard) -> None:
         """Take in a message; what is wrong with it comes with `episodes`. Marks know the words better than a topic."""
-        self._last = message.time
+        if self._until is not None and message.log_time > self._until:
+            return
+        self._last, self._log_time = message.time, message.log_time
         if not self.problem and not (self.marked and message.topic == self._aligner.contract.instruction.topic):
             self._add(lambda: self._aligner.push(message.topic, message.log_time, message.data))
 
-    def mark(self, mark: Mark, end: float) -> None:
+    def mark(self, mark: Mark, time: float) -> None:
         """Take in an event after the first."""
         self._outcome = mark.outcome or self._outcome
         if mark.event == INSTRUCTED and mark.instruction.strip():
             self._aligner.instruct(mark.stamp, mark.instruction.strip())
         elif mark.event == ENDED:
-            self._end = end
+            self._end = time + self._settle
+            self._until = mark.stamp if abs(mark.stamp - self._log_time) < SAME_CLOCK else None
 
     def is_over(self, time: float, silence: float) -> bool:
         """Tell whether nothing more belongs to it."""
-        return time >= self._end if self._end is not None else not self.marked and time - self._last > silence
+        if self._end is None:
+            return not self.marked and time - self._last > silence
+        return time >= (self._end if self._until is None else max(self._end, self._last + self._settle))
 
     def episodes(self) -> Iterator[Episode]:
         """Yield what was heard, divided where the words change. Raise `DataError` if it can't be used."""

@@ -249,7 +249,7 @@ class Player:
         emit: gets every item when it is due.
         tell_time: gets the log time, ns, ``clock_hz`` times a second, at the beginning of each bag and while paused.
         clock_hz: 0 for never.
-        gap: time before each bag's first message, s.
+        gap: time in which each bag's time is told before it begins, s, so that whoever listens is done with the last.
     """
 
     def __init__(self, items: Iterable[Begin | BagMessage | End], clock: PlayClock,
@@ -299,8 +299,9 @@ class Player:
             self._clock.start(item.time, self._gap)
             self._last = item.time
         self._next_tick = 0
-        self._emit(item)
+        self._tell_time(item.time)
         if self._wait(item.time):
+            self._emit(item)
             for message in item.latched:
                 self._emit(message)
 
