@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rclpy.duration import Duration
@@ -124,6 +125,8 @@ class Stage:
             if self._commands == 'leave_out':
                 return
             name = topic if self._commands == 'as_recorded' else ASIDE + topic
+        lasting = kind == MARK or (self._contract is not None and _is(topic, self._contract.instruction.topic))
+        offer = replace(offer, latched=True) if lasting else offer  # whoever acts by it listens to nothing less
         self._publishers[topic] = self._node.create_publisher(message, name, qos.for_playing(offer))
 
     def _is_command(self, topic: str, message: type) -> bool:

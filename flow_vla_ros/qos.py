@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 
-from flow_vla_core.data.offers import Offer
+if TYPE_CHECKING:  # reading bags needs torch, and the executor starts without
+    from flow_vla_core.data.offers import Offer
 
 __all__ = ['CHUNK', 'CLOCK', 'COMMAND', 'DIAGNOSTICS', 'LATCHED', 'LATCHED_STATE', 'RECORD', 'RELIABLE_SENSOR',
            'SENSOR', 'STATE', 'STATUS', 'describe', 'for_playing', 'for_recording']

@@ -53,7 +53,7 @@ class CommandLog:
     Example:
         >>> from flow_vla_core.contract import find_contract
         >>> log = CommandLog(RobotContract.load(find_contract('metaworld')))
-        >>> log.push('hand', 100, np.zeros(3))
+        >>> log.push('ee', 100, np.zeros(3))
         >>> log.push('gripper', 50, np.ones(1))
         >>> log.known_until, log.at(60), log.at(120).tolist()
         (50, None, [0.0, 0.0, 0.0, 1.0])

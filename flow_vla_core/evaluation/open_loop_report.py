@@ -28,10 +28,10 @@ class OpenLoopSummary:
 
     Example:
         >>> from flow_vla_core.types import ActionChunk
-        >>> summary = OpenLoopSummary(['hand.x'])
+        >>> summary = OpenLoopSummary(['ee.x'])
         >>> chunk = ActionChunk(0, 1, np.zeros((2, 1), np.float32), instruction='go')
         >>> summary.add(Comparison(chunk, np.array([[0.1], [0.3]]), 2.0))
-        >>> summary.chunks, round(summary.values()['errors']['hand.x'], 3), summary.mean
+        >>> summary.chunks, round(summary.values()['errors']['ee.x'], 3), summary.mean
         (1, 0.2, 2.0)
     """
 

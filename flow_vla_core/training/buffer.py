@@ -90,7 +90,7 @@ class EpisodeBuffer:
         self._kept.append(_Kept(episode, priority))
         left = 0
         while self.frames > self._max_frames or self.bytes > self._max_bytes:
-            self._kept.remove(min(self._kept, key=lambda kept: kept.priority))
+            del self._kept[min(range(len(self._kept)), key=lambda index: self._kept[index].priority)]
             left += 1
         return left
 
