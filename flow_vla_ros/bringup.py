@@ -155,6 +155,8 @@ def _graph_node(name: str, values: Mapping[str, Any]) -> NodeSpec:
     if name == 'policy':
         parameters.setdefault('checkpoint', str(default_checkpoint(values['contract'])))
         parameters |= {'follow_checkpoints': True} if values.get('shadow') else {}
+    if name == 'player':
+        parameters['wait_for_subscribers'] = True
     return node_spec(name, params_file=values['params_file'], namespace=values['namespace'] or '',
                      use_sim_time=values['use_sim_time'], parameters={**parameters, 'autostart': values['autostart']})
 

@@ -129,7 +129,7 @@ def test_training_from_a_replay_takes_lists_and_lets_a_policy_watch() -> None:
     arguments = {'contract': 'so101', 'bags': 'one,two', 'rate': '4', 'loop': 'true', 'out': 'run', 'steps': '300'}
     player, trainer = graph_specs('replay_training', arguments)
     assert player.parameters == {'contract': 'so101', 'bags': ['one', 'two'], 'rate': 4.0, 'loop': True,
-                                 'autostart': True}
+                                 'wait_for_subscribers': True, 'autostart': True}
     assert trainer.parameters == {'contract': 'so101', 'out': 'run', 'steps': 300, 'use_sim_time': True,
                                   'autostart': True}
     watcher = graph_specs('replay_training', {**arguments, 'shadow': 'true'})[2]

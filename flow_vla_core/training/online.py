@@ -81,7 +81,7 @@ class OnlineProgress:
         state: what it does.
         message: why it waits or has failed, and which episode was refused last.
         step: optimiser steps made.
-        loss: mean since this was last asked for, NaN without a step.
+        loss: mean over the steps since this was last asked for, or what it was then; NaN before the first step.
         learning_rate: of the step to come.
         steps_per_second: over the time since this was last asked for.
         episodes: in the buffer.
@@ -136,6 +136,7 @@ class OnlineTraining:
         self._counts = Counter(received=len(buffer.episodes))
         self._frames_received = buffer.frames
         self._losses: list[Tensor] = []
+        self._loss = float('nan')
         self._asked, self._asked_step = time.monotonic(), 0
         self._checkpoint = ''
 
@@ -180,11 +181,12 @@ class OnlineTraining:
         """Say how it goes. May be called from any one thread."""
         with self._changed:
             losses, self._losses = self._losses, []
+            self._loss = torch.stack(losses).mean().item() if losses else self._loss
             trainer, step, now = self._trainer, self._trainer.step if self._trainer else 0, time.monotonic()
             speed = (step - self._asked_step) / max(now - self._asked, 1e-9) if self._asked_step or step else 0.0
             self._asked, self._asked_step = now, step
             return OnlineProgress(
-                self._state, self._message(), step, torch.stack(losses).mean().item() if losses else float('nan'),
+                self._state, self._message(), step, self._loss,
                 trainer.learning_rate if trainer else 0.0, speed, len(self._buffer.episodes), self._buffer.frames,
                 self._counts['received'], self._counts['refused'], self._checkpoint)
 
