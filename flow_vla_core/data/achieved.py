@@ -96,5 +96,8 @@ def _orientation(part: ActionPart, contract: RobotContract) -> list[int]:
 def _turns(before: np.ndarray, after: np.ndarray, is_place: bool) -> np.ndarray:
     """Return rotation vectors (N, 3): the later orientation, or the turn to it in the base frame."""
     from scipy.spatial.transform import Rotation
-    later = Rotation.from_quat(after)
-    return (later if is_place else later * Rotation.from_quat(before).inv()).as_rotvec()
+    try:
+        later = Rotation.from_quat(after)
+        return (later if is_place else later * Rotation.from_quat(before).inv()).as_rotvec()
+    except ValueError as error:
+        raise DataError(f'an orientation is no rotation: {error}') from error

@@ -152,6 +152,7 @@ class StretchKeeper:
                  grow: Callable[[str, tuple[int, ...], type], Rows], ahead: int = 8) -> None:
         self._contract, self._decoder, self._grow, self._ahead = contract, decoder, grow, ahead
         self._best: Frames | None = None
+        self._kept: _Stretch | None = None
         self._stretch: _Stretch | None = None
         self._number = -1
 
@@ -177,7 +178,9 @@ class StretchKeeper:
         if self._stretch.count(end) <= kept:
             self._stretch.discard()
         else:
-            self._best = self._stretch.finish(end)
+            if self._kept is not None:
+                self._kept.discard()
+            self._best, self._kept = self._stretch.finish(end), self._stretch
         self._stretch = None
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 from flow_vla_core.data.windows import Windows
 from flow_vla_core.training.config import LoopConfig
-from flow_vla_core.training.feeder import Feeder
 from flow_vla_core.training.policy_objective import PolicyObjective
 from flow_vla_core.training.sampler import BatchSampler, LiveSampler
 
@@ -59,7 +58,7 @@ class LivePolicyObjective(PolicyObjective):
 
     def exchange(self, train: Windows) -> None:
         """Go on with other windows, whose words the policy knows; call it between two steps."""
-        self._train = Feeder(train, self.module.vocabulary)
+        self._use(train)
 
     def sampler(self, config: LoopConfig) -> BatchSampler:
         """Draw from the windows that are there."""

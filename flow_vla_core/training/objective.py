@@ -22,8 +22,8 @@ class Objective(ABC):
     """Declares what is trained and on which examples; how is the trainer's matter.
 
     Methods that take a module get the one that is trained or its average; both are of the same kind. A step trains on
-    the examples that ``sampler`` names; ``load`` fetches them, up to ``ahead`` batches early and in a thread of its own,
-    and ``loss`` gets what ``load`` returned. Examples that change while the training runs need a `LiveSampler`, and an
+    the examples that ``sampler`` names; ``load`` fetches them, up to ``ahead`` batches early in a thread of its own;
+    ``loss`` gets what ``load`` returned. Examples that change while the training runs need a `LiveSampler`, and an
     ``ahead`` of 0 unless ``load`` copes with numbers that have become old.
 
     Args:
@@ -75,6 +75,14 @@ class Objective(ABC):
     def validate(self, module: nn.Module, generator: torch.Generator) -> dict[str, float]:
         """Return figures on examples that are not trained on; none if there are no such examples."""
         return {}
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the figures that `validate` returns."""
+        return ()
+
+    def picture(self, path: Path, module: nn.Module) -> None:  # noqa: B027
+        """Draw what the module makes of examples that are not trained on, if there are such examples."""
 
     def after_step(self) -> None:  # noqa: B027
         """Hear that the optimiser has made a step."""

@@ -13,13 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from flow_vla_core.config import to_values
-from flow_vla_core.errors import CheckpointError, InputError, TrainingError
+from flow_vla_core.errors import CheckpointError, ConfigError, InputError, TrainingError, closest
 from flow_vla_core.training.average import Average
 from flow_vla_core.training.batches import Batches, Shard
 from flow_vla_core.training.config import LoopConfig
+from flow_vla_core.training.early_stop import best_of, validations_since_best
 from flow_vla_core.training.objective import Objective
+from flow_vla_core.training.precision import check_compiler, check_half
 from flow_vla_core.training.progress import TrainingProgress
-from flow_vla_core.training.report import Point, environment, write_report
+from flow_vla_core.training.report import Point, environment
+from flow_vla_core.training.run_folder import CHECKPOINT, EVENTS, RESUME, SAMPLES, RunFolder
 from flow_vla_core.training.schedule import SCHEDULES
 from flow_vla_core.training.spectral import bound_spectral_norms, folded, follow_weights
 from flow_vla_core.training.state import TrainingState
@@ -27,7 +30,6 @@ from flow_vla_core.training.world import World
 
 __all__ = ['FlowTrainer']
 
-CHECKPOINT, RESUME = 'checkpoint', 'resume'
 MAY_CHANGE = ('steps', 'half', 'compile', 'validate_every', 'validation_batches', 'checkpoint_every',
               'checkpoint_minutes', 'log_every')  # on resume; all else must be as it was
 
@@ -35,9 +37,9 @@ MAY_CHANGE = ('steps', 'half', 'compile', 'validate_every', 'validation_batches'
 class FlowTrainer:
     """Trains any objective: AdamW with a schedule, clipped gradients, averaged weights, exact resume.
 
-    Leaves in ``out``: ``checkpoint`` (averaged weights, for use), ``resume`` (to go on from), ``report.json``,
-    ``curves.png`` and TensorBoard's ``events``. ``average.module`` has the averaged weights, ``points`` the curves,
-    ``seconds`` the wall time.
+    Leaves in ``out`` what `RunFolder` and the README that it writes say. ``average.module`` has the averaged weights,
+    ``points`` the curves, ``seconds`` the wall time. Several processes do the arithmetic of one: each computes the
+    gradients of its shards of a batch, and all take the same step with their sum.
 
     Args:
         objective: what is trained on which examples.
@@ -48,6 +50,7 @@ class FlowTrainer:
         world: the processes that train together; None is this one alone.
 
     Raises:
+        ConfigError: if the device can't do what is asked for, or there is no such metric to be patient with.
         TrainingError: from `run`, if the loss stops being finite.
 
     Example:
@@ -69,6 +72,7 @@ class FlowTrainer:
         self.objective, self.config, self.out = objective, config, None if out is None else Path(out)
         self.device, self.world = torch.device(device), world or World(device=device)
         self.console = console or Console(quiet=True, force_terminal=False)
+        self._check()
         objective.to(self.device)
         self.module = objective.module.train()
         self.world.spread(self.module)
@@ -80,6 +84,7 @@ class FlowTrainer:
         self.points: list[Point] = []
         self.stopping = self._agreed = False
         self._saved = time.monotonic()
+        self._folder = RunFolder(self.out if self.world.leads else None)
         self._batches = Batches(objective, config, self.world)
         self._state = TrainingState(self.module, self.average, self.optimiser)
         if config.compile:
@@ -89,6 +94,7 @@ class FlowTrainer:
         """Train up to the configured number of steps, until `stop`, or until patience ends; then save."""
         config, began = self.config, time.monotonic()
         before, losses = self.seconds, []
+        self._folder.begin(to_values(config), self.device, self.world.size)
         with (TrainingProgress(config.steps, self.step, self.console) as progress, self._board() as board):
             while self.step < config.steps and not self._is_over():
                 losses.append(self.train_step())
@@ -97,8 +103,8 @@ class FlowTrainer:
                 if values := self._figures(losses):
                     self._note(values, board, progress)
                 if self._due():
-                    self.save()
-        self.save()
+                    self._save_and_draw()
+        self._save_and_draw()
         self.world.wait()
 
     def stop(self) -> None:
@@ -136,15 +142,23 @@ class FlowTrainer:
         return self.objective.validate(self.average.module, torch.Generator().manual_seed(self.config.seed))
 
     def save(self) -> None:
-        """Write the averaged weights, all that is needed to resume, and the report, if there is a folder for it."""
-        if self.out is None or not self.world.leads:
+        """Write the averaged weights, all that is needed to resume, and the report, if there is a folder for it.
+
+        With patience the averaged weights stay those of the best validation.
+        """
+        if not self._folder:
             return
-        self.objective.save(self.out / CHECKPOINT, folded(self.average.module))
-        self._state.save(self.out / RESUME, {'step': self.step, 'seconds': self.seconds, 'identity': self._identity(),
-                                             'points': [asdict(point) for point in self.points]})
-        description = {**self.objective.describe(), 'config': to_values(self.config), 'environment': environment(),
-                       'parameters': sum(parameter.numel() for parameter in self.module.parameters())}
-        write_report(self.out, description, self.points, self.step, self.seconds)
+        best = best_of(self.points, self.config.metric) if self.config.patience else None
+        if best is None:
+            self._keep()
+        self._state.save(self._folder / RESUME, {'step': self.step, 'seconds': self.seconds,
+                                                 'identity': self._identity(),
+                                                 'points': [asdict(point) for point in self.points]})
+        description = {**self.objective.describe(), 'config': to_values(self.config),
+                       'environment': environment(self.device), 'processes': self.world.size,
+                       'parameters': sum(parameter.numel() for parameter in self.module.parameters()),
+                       'best': None if best is None else asdict(best)}
+        self._folder.write(description, self.points, self.step, self.seconds)
         self._saved = time.monotonic()
 
     def resume(self) -> None:
@@ -163,6 +177,25 @@ class FlowTrainer:
             raise CheckpointError(f'{self.out / RESUME}: of another training: ' + '; '.join(different))
         self.step, self.seconds = numbers['step'], numbers['seconds']
         self.points = [Point(**point) for point in numbers['points']]
+
+    def _check(self) -> None:
+        if self.config.half:
+            check_half(self.device)
+        if self.config.compile:
+            check_compiler(self.device)
+        if self.config.patience and self.config.metric not in self.objective.metrics:
+            known = closest(self.config.metric, self.objective.metrics)
+            raise ConfigError(f'patience: {self.config.patience}, but no validation gives the metric '
+                              f'{self.config.metric!r}; {known}')
+
+    def _keep(self) -> None:
+        self.objective.save(self._folder / CHECKPOINT, folded(self.average.module))
+
+    @torch.no_grad()
+    def _save_and_draw(self) -> None:
+        self.save()
+        if self._folder:
+            self.objective.picture(self._folder / SAMPLES, self.average.module)
 
     def _due(self) -> bool:
         minutes = (time.monotonic() - self._saved) / 60
@@ -200,6 +233,8 @@ class FlowTrainer:
             return self.objective.loss(self.module, shard.examples, shard.generator)
 
     def _is_over(self) -> bool:
+        if self.config.patience and self.config.patience <= validations_since_best(self.points, self.config.metric):
+            return True
         return self.stopping if self.world.size == 1 else self._agreed
 
     def _trained(self) -> list[nn.Parameter]:
@@ -218,6 +253,8 @@ class FlowTrainer:
 
     def _note(self, values: dict[str, float], board: object, progress: TrainingProgress) -> None:
         self.points.append(Point(self.step, values))
+        if self.config.patience and self._folder and best_of(self.points, self.config.metric) is self.points[-1]:
+            self._keep()
         progress.note(self.step, values)
         if board is not None:
             for name, value in values.items():
@@ -225,10 +262,10 @@ class FlowTrainer:
 
     def _board(self) -> AbstractContextManager:
         """Open TensorBoard's file, if there is a folder for it."""
-        if self.out is None or not self.world.leads:
+        if not self._folder:
             return nullcontext()
         from torch.utils.tensorboard import SummaryWriter
-        return SummaryWriter(str(self.out / 'events'), purge_step=self.step)
+        return SummaryWriter(str(self._folder / EVENTS), purge_step=self.step)
 
     def _identity(self) -> Mapping[str, object]:
         """Return what a training must share with the one that it resumes."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 import json
@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
+
+from flow_vla_core.errors import TrainingError
 
 __all__ = ['World']
 
@@ -65,6 +67,23 @@ class World:
         if self.size > 1:
             distributed.barrier()
 
+    @contextmanager
+    def first_alone(self) -> Iterator[None]:
+        """Let the first process do something before all others: what it leaves on the disk they need not do again."""
+        if not self.leads:
+            self.wait()
+        yield
+        if self.leads:
+            self.wait()
+
+    def check_alike(self, values: Mapping[str, Any]) -> None:
+        """Raise `TrainingError`, which names the key, if values differ from the first process's."""
+        mine = {key: json.dumps(value) for key, value in values.items()}
+        theirs = self.share(mine)
+        if different := [key for key in mine if mine[key] != theirs.get(key)]:
+            raise TrainingError(f'process {self.rank} differs from the first one in {", ".join(different)}: do all '
+                                'machines see the same bags?')
+
     def share(self, value: Any) -> Any:
         """Return the first process's value, which JSON can hold, in all."""
         if self.size == 1:
@@ -81,7 +100,7 @@ class World:
         """Give all the first process's weights and buffers."""
         if self.size > 1:
             for tensor in module.state_dict().values():
-                raw = tensor.contiguous().flatten().view(torch.uint8)
+                raw = tensor.flatten().clone().view(torch.uint8)
                 distributed.broadcast(raw, 0)
                 tensor.copy_(raw.view(tensor.dtype).view(tensor.shape))
 
