@@ -9,7 +9,7 @@ import sqlite3
 from typing import NamedTuple
 
 from flow_vla_core.data.compression import SIZE_LIMIT
-from flow_vla_core.errors import DataError
+from flow_vla_core.errors import DataError, in_one_line
 
 __all__ = ['LATEST', 'BagMessage', 'SqliteStorage', 'Storage']
 
@@ -92,7 +92,7 @@ class SqliteStorage(Storage):
             for name, kind in self._topics.values():
                 self.types.setdefault(name, kind)
         except (sqlite3.Error, ValueError) as error:
-            raise DataError(f'{path.name}: {error}') from error
+            raise DataError(f'{path.name}: {in_one_line(error)}') from error
         self._read_definitions()
 
     def read(self, topics: Set[str] | None, on_hole: Callable[[], None]) -> Iterator[BagMessage]:
@@ -109,7 +109,7 @@ class SqliteStorage(Storage):
                     continue
                 yield BagMessage(wanted[number], time, data)
         except (sqlite3.Error, ValueError, OverflowError, MemoryError) as error:
-            self.damaged(str(error) or type(error).__name__)
+            self.damaged(in_one_line(error) or type(error).__name__)
             on_hole()
 
     def _connect(self) -> sqlite3.Connection:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 import multiprocessing
 from pathlib import Path
 
@@ -37,7 +37,7 @@ def choose_bags(folders: Iterable[Path], outcomes: Sequence[str] = ('success',))
             raise DataError(f'{folder}: no such folder')
         found = find_bags(folder)
         if not found:
-            raise DataError(f'{folder}: holds no bag')
+            raise DataError(f'{folder}: holds no rosbag2 folder')
         bags += found
     wanted = [bag for bag in bags if _may_hold(bag, outcomes)]
     if not wanted:
@@ -103,6 +103,11 @@ class _Reading:
     options: ReadOptions | None
     cache: EpisodeCache | None
 
+    def threaded(self, threads: int) -> _Reading:
+        """Return the same with threads that decode images, if there is more than one to be had."""
+        options = self.options or ReadOptions()
+        return replace(self, options=replace(options, threads=max(options.threads, threads if threads > 1 else 0)))
+
     def find(self, bag: Path) -> list[Episode] | None:
         """Return what is in the cache."""
         return self.cache.find(bag, self.contract, self.options) if self.cache else None
@@ -124,9 +129,9 @@ class _Reading:
 def _read_all(bags: Sequence[Path], reading: _Reading, workers: int) -> Iterator[list[Episode] | DataError]:
     known = {bag for bag in bags if workers > 1 and reading.find(bag) is not None}
     missing = [bag for bag in bags if bag not in known]
-    workers = min(workers, len(missing) // LEAST)
+    asked, workers = workers, min(workers, len(missing) // LEAST)
     if workers <= 1:
-        yield from map(reading.read, bags)
+        yield from map(reading.threaded(asked).read, bags)
         return
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context('spawn')) as pool:
         try:
