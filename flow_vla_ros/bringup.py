@@ -59,6 +59,7 @@ class Graph:
         arguments: names in `ARGUMENTS`.
         defaults: of arguments, where they differ from `ARGUMENTS`.
         simulated: further nodes for the argument ``robot``; the expert only where no person drives.
+        watching: further nodes for the argument ``shadow``.
     """
 
     description: str
@@ -66,6 +67,7 @@ class Graph:
     arguments: tuple[str, ...]
     defaults: Mapping[str, str] = field(default_factory=dict)
     simulated: tuple[str, ...] = ()
+    watching: tuple[str, ...] = ()
 
 
 _TELEOP = ('contract', 'bindings', 'instruction')
@@ -74,12 +76,15 @@ NODES = {
     'sim': NodeKind('sim_node', 'flow_vla_ros.sim.sim_node', ('contract', 'task', 'seed', 'execution_noise'), True),
     'expert': NodeKind('expert_node', 'flow_vla_ros.sim.expert_node', ('contract',)),
     'recorder': NodeKind('recorder_node', 'flow_vla_ros.recorder_node', ('contract', 'folder')),
-    'policy': NodeKind('policy_node', 'flow_vla_ros.policy_node', ('contract', 'checkpoint', 'realtime')),
+    'policy': NodeKind('policy_node', 'flow_vla_ros.policy_node', ('contract', 'checkpoint', 'realtime', 'shadow')),
     'executor': NodeKind('executor_node', 'flow_vla_ros.executor_node', ('contract', 'schedule')),
     'skill': NodeKind('skill_node', 'flow_vla_ros.skill_node', ('contract',)),
     'joystick': NodeKind('joystick_node', 'flow_vla_ros.joystick_node', _TELEOP),
     'keyboard': NodeKind('keyboard_node', 'flow_vla_ros.keyboard_node', _TELEOP, needs_terminal=True),
     'leader': NodeKind('leader_node', 'flow_vla_ros.leader_node', ('contract', 'bindings')),
+    'player': NodeKind('player_node', 'flow_vla_ros.player', ('contract', 'bags', 'rate', 'loop'), True),
+    'replay_trainer': NodeKind('replay_trainer_node', 'flow_vla_ros.replay_trainer_node',
+                               ('contract', 'out', 'resume', 'config', 'steps', 'checkpoint')),
 }
 TELEOPERATION = ('joystick', 'keyboard', 'leader')
 
@@ -97,6 +102,15 @@ ARGUMENTS = {
     'seed': Argument('', 'seed of the first scene', int),
     'execution_noise': Argument('', 'disturbance of what the simulator executes, share of the range', float),
     'folder': Argument('', 'where episodes are written, a folder each'),
+    'bags': Argument('', 'bags to play, or folders of them; several with commas between', list),
+    'rate': Argument('', 'recorded seconds per second', float),
+    'loop': Argument('', 'begin again after the last bag', bool, ('', 'true', 'false')),
+    'out': Argument('', 'folder of the run'),
+    'resume': Argument('', 'go on from what is in the folder of the run', bool, ('', 'true', 'false')),
+    'config': Argument('', 'settings of the training: a file, or a name in config/train'),
+    'steps': Argument('', 'of the optimiser, in all', int),
+    'shadow': Argument('', 'let a policy watch, which follows the checkpoints and compares its chunks with the '
+                       'commands', bool, ('', 'true', 'false')),
     'robot': Argument('', 'run this simulated robot as well; its scripted expert too unless a person drives', str,
                       ('', 'metaworld', 'so101')),
     'teleop': Argument('none', 'what a person drives with; brings the executor too', str, ('none', *TELEOPERATION)),
@@ -107,6 +121,7 @@ ARGUMENTS = {
 
 _COMMON = ('contract', 'params_file', 'namespace', 'autostart', 'use_sim_time')
 _POLICY = ('checkpoint', 'realtime', 'schedule')
+_REPLAY = ('bags', 'rate', 'loop', 'out', 'resume', 'config', 'steps', 'checkpoint', 'shadow')
 _SIMULATED = ('task', 'seed', 'execution_noise')
 _DRIVEN = ('teleop', 'bindings', 'instruction')
 _INTERVENED = ('record', 'folder', *_DRIVEN)
@@ -117,6 +132,8 @@ GRAPHS = {
                      (*_COMMON, 'folder', 'robot', *_SIMULATED, *_DRIVEN), simulated=('sim', 'expert')),
     'policy': Graph('policy, executor and skill, for a robot that runs already', ('policy', 'executor', 'skill'),
                     (*_COMMON, *_POLICY, *_INTERVENED)),
+    'replay_training': Graph('training while bags are played', ('player', 'replay_trainer'),
+                             (*_COMMON, *_REPLAY), {'use_sim_time': 'true'}, watching=('policy',)),
     'bringup': Graph('a complete robot: simulation, policy, executor and skill', ('sim', 'policy', 'executor', 'skill'),
                      (*_COMMON, *_POLICY, *_SIMULATED, *_INTERVENED), {'use_sim_time': 'true'}),
 }
@@ -148,8 +165,6 @@ def _resolve(graph: str, arguments: Mapping[str, str]) -> dict[str, Any]:
     values = _argument_values(GRAPHS[graph], arguments)
     if simulated := values.get('robot'):
         values |= {'use_sim_time': True, 'contract': values['contract'] or simulated}
-    if 'checkpoint' in values:
-        values['checkpoint'] = values['checkpoint'] or str(default_checkpoint(values['contract']))
     return values
 
 
@@ -159,12 +174,18 @@ def _graph_nodes(graph: Graph, values: Mapping[str, Any]) -> list[str]:
     driven = teleop != 'none'
     simulated = graph.simulated if values.get('robot') else ()
     names = [name for name in simulated if name != 'expert' or not driven] + list(graph.nodes)
-    names += ['recorder'] * bool(values.get('record')) + (['executor', teleop] if driven else [])
+    names += [*(graph.watching if values.get('shadow') else ()), *['recorder'] * bool(values.get('record'))]
+    names += ['executor', teleop] if driven else []
     return [name for name in dict.fromkeys(names) if not NODES[name].needs_terminal]
 
 
 def _graph_node(name: str, values: Mapping[str, Any]) -> NodeSpec:
     parameters = {key: values[key] for key in NODES[name].takes if values.get(key) is not None}
+    if name == 'policy':
+        parameters.setdefault('checkpoint', str(default_checkpoint(values['contract'])))
+        parameters |= {'follow_checkpoints': True} if values.get('shadow') else {}
+    if name == 'player':
+        parameters['wait_for_subscribers'] = True
     return node_spec(name, params_file=values['params_file'], namespace=values['namespace'] or '',
                      use_sim_time=values['use_sim_time'], parameters={**parameters, 'autostart': values['autostart']})
 
@@ -185,6 +206,8 @@ def _argument_value(key: str, text: str) -> Any:
         return None
     if argument.type is bool:
         return text.lower() == 'true'
+    if argument.type is list:
+        return [word for word in text.split(',') if word]
     try:
         return argument.type(text)
     except ValueError:
