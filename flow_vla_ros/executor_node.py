@@ -263,7 +263,7 @@ class ExecutorNode(FlowLifecycleNode):
         newest = self._state.newest()
         measured = (newest.get(stream.name, np.full(len(stream.names), np.nan)) for stream in self._contract.state)
         return (now, time.time_ns(), command.chunk_id, command.chunk_step, command.chunk_stamp, command.state.name,
-                command.code.name, int(command.limited), int(late), *(f'{value:.6g}' for value in command.values),
+                command.code.name, int(command.limited), int(late), *(f'{value:.9g}' for value in command.values),
                 *(f'{value:.6g}' for values in measured for value in values))
 
 
