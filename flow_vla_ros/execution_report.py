@@ -41,7 +41,7 @@ class ExecutionReport:
         self._refusals: Counter[Code] = Counter()
         self._reported: tuple[ExecutionState, Code] | None = None
         self._began: float | None = None
-        self._slowest = 0.0
+        self._slowest = self._work = 0.0
         self._ticks = self._late = self._limited = self._accepted = 0
 
     def accept(self) -> None:
@@ -73,11 +73,17 @@ class ExecutionReport:
         """Note the tick's command, and what a watchdog complained of."""
         self._command, self._complaint = command, complaint
         self._limited += command.limited
-        self._slowest = max(self._slowest, time.monotonic() - self._began)
+        self._work = time.monotonic() - self._began
+        self._slowest = max(self._slowest, self._work)
 
     def rest(self) -> None:
         """Note that there are no commands any more."""
         self._command, self._complaint = None, (Code.OK, '')
+
+    @property
+    def work_ms(self) -> float:
+        """Own work of the last tick, from its beginning until its commands were sent, ms."""
+        return 1e3 * self._work
 
     @property
     def changed(self) -> bool:

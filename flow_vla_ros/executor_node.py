@@ -263,7 +263,8 @@ class ExecutorNode(FlowLifecycleNode):
         newest = self._state.newest()
         measured = (newest.get(stream.name, np.full(len(stream.names), np.nan)) for stream in self._contract.state)
         return (now, time.time_ns(), command.chunk_id, command.chunk_step, command.chunk_stamp, command.state.name,
-                command.code.name, int(command.limited), int(late), *(f'{value:.9g}' for value in command.values),
+                command.code.name, int(command.limited), int(late), f'{self._report.work_ms:.4f}',
+                *(f'{value:.9g}' for value in command.values),
                 *(f'{value:.6g}' for values in measured for value in values))
 
 
@@ -278,7 +279,7 @@ def _follower(contract: RobotContract, hertz: float, parameters: Parameters) -> 
 
 def _columns(contract: RobotContract) -> list[str]:
     return ['stamp', 'wall_time', 'chunk_id', 'chunk_step', 'observation_stamp', 'state', 'code', 'limited', 'late',
-            *(f'command.{part.name}.{name}' for part in contract.actions for name in part.names),
+            'work_ms', *(f'command.{part.name}.{name}' for part in contract.actions for name in part.names),
             *(f'measured.{stream.name}.{name}' for stream in contract.state for name in stream.names)]
 
 
