@@ -43,7 +43,7 @@ class ExecutionReport:
         self._reported: tuple[ExecutionState, Code, Actor] | None = None
         self._source = Actor.NOBODY
         self._began: float | None = None
-        self._slowest = 0.0
+        self._slowest = self._work = 0.0
         self._ticks = self._late = self._limited = self._accepted = 0
 
     def accept(self, source: Actor) -> None:
@@ -83,11 +83,17 @@ class ExecutionReport:
         """Note the tick's command, what a watchdog complained of, and who acts."""
         self._command, self._complaint, self._source = command, complaint, source
         self._limited += command.limited
-        self._slowest = max(self._slowest, time.monotonic() - self._began)
+        self._work = time.monotonic() - self._began
+        self._slowest = max(self._slowest, self._work)
 
     def rest(self) -> None:
         """Note that there are no commands any more."""
         self._command, self._complaint, self._source = None, (Code.OK, ''), Actor.NOBODY
+
+    @property
+    def work_ms(self) -> float:
+        """Own work of the last tick, from its beginning until its commands were sent, ms."""
+        return 1e3 * self._work
 
     @property
     def changed(self) -> bool:

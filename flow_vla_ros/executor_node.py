@@ -238,7 +238,7 @@ class ExecutorNode(FlowLifecycleNode):
         sent, source = self._send(command, now), self._authority.source(command.state)
         self._report.end_tick(command, complaint, source)
         if sent:
-            self._trace.write(now, command, late, source, self._state.newest())
+            self._trace.write(now, command, late, self._report.work_ms, source, self._state.newest())
         if self._report.changed:
             self._publish_status()
 
