@@ -22,7 +22,9 @@ from flow_vla_core.data.episode import Episode
 from flow_vla_core.data.fingerprint import Fingerprints
 from flow_vla_core.data.frames import Frames
 from flow_vla_core.data.npy_rows import NpyRows, open_rows
-from flow_vla_core.data.reading import Grow, Part, ReadOptions, read_parts
+from flow_vla_core.data.options import ReadOptions
+from flow_vla_core.data.reading import read_parts
+from flow_vla_core.data.segment_reader import Grow, Part
 from flow_vla_core.errors import DataError
 
 __all__ = ['EpisodeCache', 'default_cache']
