@@ -19,7 +19,7 @@ from flow_vla_core.training.batches import Batches, Shard
 from flow_vla_core.training.config import LoopConfig
 from flow_vla_core.training.early_stop import best_of, validations_since_best
 from flow_vla_core.training.objective import Objective
-from flow_vla_core.training.precision import check_compiler, check_half
+from flow_vla_core.training.precision import check_device
 from flow_vla_core.training.progress import TrainingProgress
 from flow_vla_core.training.report import Point, environment
 from flow_vla_core.training.run_folder import CHECKPOINT, EVENTS, RESUME, SAMPLES, RunFolder
@@ -30,7 +30,7 @@ from flow_vla_core.training.world import World
 
 __all__ = ['FlowTrainer']
 
-MAY_CHANGE = ('steps', 'half', 'compile', 'validate_every', 'validation_batches', 'checkpoint_every',
+MAY_CHANGE = ('steps', 'half', 'compile', 'prefetch', 'validate_every', 'validation_batches', 'checkpoint_every',
               'checkpoint_minutes', 'log_every')  # on resume; all else must be as it was
 
 
@@ -179,10 +179,8 @@ class FlowTrainer:
         self.points = [Point(**point) for point in numbers['points']]
 
     def _check(self) -> None:
-        if self.config.half:
-            check_half(self.device)
-        if self.config.compile:
-            check_compiler(self.device)
+        check_device(self.config, self.device)
+        self.world.check_shards(self.config.accumulate)
         if self.config.patience and self.config.metric not in self.objective.metrics:
             known = closest(self.config.metric, self.objective.metrics)
             raise ConfigError(f'patience: {self.config.patience}, but no validation gives the metric '
