@@ -172,7 +172,7 @@ class FlowTrainer:
         numbers = self._state.load(self.out / RESUME)
         mine, theirs = self._identity(), numbers['identity']
         different = [f'{key}: {theirs.get(key)!r} then, {mine.get(key)!r} now' for key in theirs
-                     if mine.get(key) != theirs.get(key)]
+                     if key not in MAY_CHANGE and mine.get(key) != theirs.get(key)]
         if different:
             raise CheckpointError(f'{self.out / RESUME}: of another training: ' + '; '.join(different))
         self.step, self.seconds = numbers['step'], numbers['seconds']
