@@ -22,7 +22,9 @@ from flow_vla_core.data.episode import Episode
 from flow_vla_core.data.fingerprint import Fingerprints
 from flow_vla_core.data.frames import Frames
 from flow_vla_core.data.npy_rows import NpyRows, open_rows
-from flow_vla_core.data.reading import Grow, Part, ReadOptions, read_parts
+from flow_vla_core.data.options import ReadOptions
+from flow_vla_core.data.reading import read_parts
+from flow_vla_core.data.segment_reader import Grow, Part
 from flow_vla_core.errors import DataError
 
 __all__ = ['EpisodeCache', 'default_cache']
@@ -92,7 +94,7 @@ class EpisodeCache:
                 found = self._load(key, bag, tell=True)
             self._shrink(key)
         except OSError as error:
-            raise DataError(f'{self.folder}: the cache can not be written: {error.strerror}') from error
+            raise DataError(f'{self.folder}: the cache can not be used: {error.filename}: {error.strerror}') from error
         if found is None:
             raise DataError(f'{self.folder}: the cache does not keep what is written to it')
         return found

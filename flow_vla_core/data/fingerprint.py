@@ -35,12 +35,9 @@ class Fingerprints:
         return None if None in parts else _join(files, parts)
 
     def of(self, bag: Path) -> str:
-        """Return the hash of a bag, and remember it. Raise `DataError` if a file can't be read."""
-        try:
-            files = _files(bag)
-            return _join(files, [self._recall(path) or self._hash(path) for path in files])
-        except OSError as error:
-            raise DataError(f'{bag}: {error.filename}: {error.strerror}') from error
+        """Return the hash of a bag, and remember it. Raise `DataError` or `OSError` if that is not possible."""
+        files = _files(bag)
+        return _join(files, [self._recall(path) or self._hash(path) for path in files])
 
     def _place(self, path: Path) -> Path:
         return self._folder / f'{hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:32]}.json'
@@ -69,7 +66,8 @@ class Fingerprints:
 def _files(bag: Path) -> list[Path]:
     """Return the files of a bag that are there."""
     information, _ = try_information(bag)
-    files = [path for path in storage_files(bag, information) if path.exists()]
+    named = [Path(f'{path}{end}') for path in storage_files(bag, information) for end in ('', '-wal', '-journal')]
+    files = [path for path in named if path.exists()]
     described = bag / METADATA
     return [described, *files] if described.is_file() else files
 
