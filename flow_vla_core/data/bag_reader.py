@@ -15,7 +15,7 @@ from flow_vla_core.data.compression import decompress, decompress_file
 from flow_vla_core.data.mcap_storage import McapStorage
 from flow_vla_core.data.storage import BagMessage, SqliteStorage, Storage
 from flow_vla_core.data.typestore import full_name, has_header, is_ours, typestore_with
-from flow_vla_core.errors import DataError
+from flow_vla_core.errors import DataError, in_one_line
 
 __all__ = ['Bag', 'BagMessage', 'header_stamp', 'open_bag', 'read_bag']
 
@@ -149,7 +149,7 @@ class Bag:
         try:
             return self._store.deserialize_cdr(data, kind)
         except Exception as error:  # bytes from anywhere make the parser raise anything
-            raise DataError(f'{self.path}: {topic}: damaged message: {error}') from error
+            raise DataError(f'{self.path}: {topic}: damaged message: {in_one_line(error)}') from error
 
     @cached_property
     def _store(self) -> Any:

@@ -91,10 +91,9 @@ class Windows:
 
     def _images(self, name: str, episodes: np.ndarray, seen: np.ndarray) -> torch.Tensor:
         """Copy (B, T) frames; the result is (B, T, C, Y, X) with the channels innermost in memory."""
-        sources = [episode.images[name] for episode in self.episodes]
-        out = np.empty((*seen.shape, *sources[0].shape[1:]), np.uint8)
+        out = np.empty((*seen.shape, *self.episodes[0].images[name].shape[1:]), np.uint8)
         for row, (episode, places) in enumerate(zip(episodes, seen)):
-            out[row] = sources[episode][places[0]:places[-1] + 1]
+            out[row] = self.episodes[episode].images[name][places[0]:places[-1] + 1]
         return torch.from_numpy(out).permute(0, 1, 4, 2, 3)
 
 
