@@ -1,100 +1,101 @@
-"""Counts the frames that a capture recorded against those that were published, in real time at the policy's rate."""
+"""Counts what is lost while three cameras and joint states are recorded, and what the recorder takes of the machine."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 import json
+import os
 from pathlib import Path
 import shutil
 import time
 from typing import Annotated
 
 from mcap.reader import make_reader
+from recording_rig import RecordingRig, cpu_seconds, plain_write_rate
 from rich.console import Console
-from std_srvs.srv import SetBool
+from rich.table import Table
 import typer
 
-from flow_vla.msg import Episode, SimulationState
-from flow_vla.srv import StartEpisode, StopEpisode
-from flow_vla_core.contract import RobotContract, find_contract
-from flow_vla_core.errors import FlowVLAError
 from flow_vla_core.evaluation.report import Machine, git_state
-from flow_vla_core.evaluation.sweep import UNSEEN_SEED
-from flow_vla_core.simulation.metaworld import TASKS
-from flow_vla_ros import qos
-from flow_vla_ros.bringup import ManagedProcesses, node_spec, prepare_environment
-from flow_vla_ros.codecs import from_time
-from flow_vla_ros.conductor import Conductor
-
-SERVICES = {'recorder/start': StartEpisode, 'recorder/stop': StopEpisode, 'expert/enable': SetBool}
-START_SECONDS = 60.0
+from flow_vla_ros.bringup import prepare_environment
 
 
 def measure(
-    seconds: Annotated[float, typer.Option(min=1, help='of recording')] = 60.0,
-    task: Annotated[str, typer.Option(help='what the scripted expert does')] = 'faucet-open',
-    contract: Annotated[str, typer.Option(help='robot contract: a file, or a name in config/robots')] = 'metaworld',
+    seconds: Annotated[float, typer.Option(min=1, help='of recording, for each compression')] = 60.0,
+    compressions: Annotated[str, typer.Option(help='comma-separated: auto, none, lz4, zstd_fast, zstd')] = 'auto',
+    jpeg: Annotated[int, typer.Option(min=0, max=100, help='quality of images as JPEG; 0: raw')] = 0,
+    noise: Annotated[float, typer.Option(min=0, help='of the images, grey levels')] = 3.0,
+    sync: Annotated[bool, typer.Option(help='hand the file to the disk every second')] = True,
+    keep: Annotated[bool, typer.Option('--keep', help='leave the bags')] = False,
     out: Annotated[Path, typer.Option(help='folder of the results')] = Path('out/benchmarks/recorder'),
 ) -> None:
-    """Record with sim_node, expert_node and recorder_node, and look into the bag for every frame that was published."""
+    """Record 3 cameras of 640x480 rgb8 at 30 Hz, joint states at 200 Hz and commands; look for every message.
+
+    Ends with exit code 1 if a message was lost.
+    """
     prepare_environment()
-    robot = RobotContract.load(find_contract(contract))
-    bags = out / 'bags'
-    shutil.rmtree(bags, ignore_errors=True)
-    published: list[int] = []
-    with ManagedProcesses(logs=out / 'logs') as processes:
-        common = {'autostart': True, 'contract': contract}
-        processes.start(node_spec('sim', parameters={**common, 'task': task, 'seed': UNSEEN_SEED}))
-        processes.start(node_spec('expert', use_sim_time=True, parameters=common))
-        processes.start(node_spec('recorder', use_sim_time=True, parameters={**common, 'folder': str(bags.resolve())}))
-        with Conductor(robot, processes, out / 'logs', attach=[lambda node: listen(node, published)]) as conductor:
-            bag, expected = record(conductor, seconds, TASKS[task], published, robot.rates.policy_dt_ns)
-    recorded = recorded_stamps(bag)
-    topics = {topic: len(expected & recorded.get('/' + topic, set())) for topic in
-              [*(camera.topic for camera in robot.cameras), *(stream.topic for stream in robot.state)]}
-    values = {'published': len(expected), 'recorded': topics, 'all': set(topics.values()) == {len(expected)},
-              'seconds': seconds, 'git_commit': git_state()[0], 'machine': asdict(Machine.here())}
+    out.mkdir(parents=True, exist_ok=True)
+    plain = plain_write_rate(out)
+    rows = []
+    for compression in compressions.split(','):
+        row = record(out / compression, seconds, noise, compression=compression, jpeg=jpeg, sync=sync)
+        rows.append({'compression': compression, 'jpeg': jpeg, 'sync': sync, **row})
+        if not keep:
+            shutil.rmtree(out / compression / 'bags')
+    values = {'rows': rows, 'plain_write_mb_s': round(plain, 1), 'seconds': seconds, 'noise': noise,
+              'load': os.getloadavg()[0], 'git_commit': git_state()[0], 'machine': asdict(Machine.here())}
     (out / 'recorder.json').write_text(json.dumps(values, indent=2) + '\n')
-    Console().print_json(data=values)
-    raise SystemExit(0 if values['all'] else 1)
+    show(rows, plain)
+    raise SystemExit(1 if any(row['lost'] for row in rows) else 0)
 
 
-def listen(node: object, published: list[int]) -> None:
-    """Keep the stamp of every step of the simulation, at each of which every stream has one sample."""
-    def keep(state: SimulationState) -> None:
-        published.append(from_time(state.header.stamp))
-
-    node.create_subscription(SimulationState, 'sim/state', keep, qos.RECORD)
-
-
-def record(conductor: Conductor, seconds: float, instruction: str, published: list[int],
-           step: int) -> tuple[Path, set[int]]:
-    """Record for a while; return the bag, and the stamps of the steps that lie wholly inside of the recording."""
-    clients = {name: conductor.node.create_client(kind, name) for name, kind in SERVICES.items()}
-    start = StartEpisode.Request(instruction=instruction, task='benchmark')
-    end = time.monotonic() + START_SECONDS
-    while not (answer := conductor.call(clients['recorder/start'], start)).success:  # until every stream has come
-        if time.monotonic() > end:
-            raise FlowVLAError(f'recorder/start: {answer.message}')
-    conductor.call(clients['expert/enable'], SetBool.Request(data=True))
-    first, until = len(published), time.monotonic() + seconds
-    conductor.wait(lambda: time.monotonic() > until, seconds + 30, 'the end of the recording')
-    # The images of the newest step may still be on their way, as the first one may have been before the start.
-    stamps = range(published[first + 1], published[-1], step)
-    answer = conductor.call(clients['recorder/stop'], StopEpisode.Request(keep=True, outcome=Episode.UNKNOWN))
-    if not answer.success:
-        raise FlowVLAError(f'recorder/stop: {answer.message}')
-    return Path(answer.path), set(stamps)
+def record(out: Path, seconds: float, noise: float, **parameters: object) -> dict[str, float | int | str]:
+    """Record once; return counts, rates and shares of a core."""
+    shutil.rmtree(out, ignore_errors=True)
+    with RecordingRig(out, noise, **parameters) as rig:
+        recorder = rig.start_recorder()
+        folder = rig.begin()
+        began, before = time.monotonic(), [cpu_seconds(process) for process in (recorder, rig.robot)]
+        first = time.time_ns()
+        time.sleep(seconds)
+        last = time.time_ns()
+        took = time.monotonic() - began
+        used = [cpu_seconds(process) - was for process, was in zip((recorder, rig.robot), before)]
+        answer = rig.stop()
+        expected = {topic: {stamp for stamp in stamps if first <= stamp <= last}
+                    for topic, stamps in rig.published().items()}
+        found = recorded_stamps(folder)
+        lost = {topic: len(stamps - found.get(topic, found.get(f'{topic}/compressed', set())))
+                for topic, stamps in expected.items()}
+        size = next(folder.glob('*.mcap')).stat().st_size
+    return {'published': sum(map(len, expected.values())), 'lost': sum(lost.values()), 'told': answer.message,
+            'recorder_cpu': round(used[0] / took, 3), 'robot_cpu': round(used[1] / took, 3),
+            'file_mb_s': round(size / 1e6 / took, 1), 'load': round(os.getloadavg()[0], 1),
+            **{f'lost {topic}': count for topic, count in lost.items() if count}}
 
 
 def recorded_stamps(bag: Path) -> dict[str, set[int]]:
-    """Read a bag: topic -> header stamps, ns."""
+    """Read a bag with mcap's own reader: topic -> header stamps, ns."""
     stamps: dict[str, set[int]] = {}
     for path in bag.glob('*.mcap'):
-        with open(path, 'rb') as file:
+        with path.open('rb') as file:
             for _, channel, message in make_reader(file).iter_messages():
                 stamps.setdefault(channel.topic, set()).add(message.publish_time)
     return stamps
+
+
+def show(rows: list[dict], plain: float) -> None:
+    """Print a table."""
+    table = Table(title=f'3 x 640x480 rgb8 at 30 Hz, joints at 200 Hz; plain writes here: {plain:.0f} MB/s')
+    columns = ('compression', 'jpeg', 'published', 'lost', 'recorder_cpu', 'robot_cpu', 'file_mb_s', 'load')
+    for column in columns:
+        table.add_column(column.replace('_', ' '), justify='right')
+    for row in rows:
+        table.add_row(*(str(row[column]) for column in columns))
+    Console().print(table)
+    for row in rows:
+        if row['told']:
+            Console().print(row['told'])
 
 
 if __name__ == '__main__':

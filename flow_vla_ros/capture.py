@@ -70,7 +70,8 @@ def capture_demos(
         processes.start(node_spec('sim', parameters={
             **common, 'lockstep': True, 'execution_noise': noise, 'task': names[0], 'seed': seed}))
         processes.start(node_spec('expert', use_sim_time=True, parameters={**common, 'hold_steps': hold_steps}))
-        processes.start(node_spec('recorder', use_sim_time=True, parameters={**common, 'folder': str(out)}))
+        processes.start(node_spec('recorder', use_sim_time=True, parameters={
+            **common, 'folder': str(out), 'check': False}))  # in lockstep nothing moves before the expert does
         with _Director(robot, hold_steps) as director:
             for name in names:
                 _capture_task(director, name, episodes, seed, out)

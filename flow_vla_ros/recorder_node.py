@@ -3,76 +3,100 @@
 from __future__ import annotations
 
 from pathlib import Path
-import shutil
-import time
 
-from rclpy.serialization import serialize_message
-from rclpy.subscription import Subscription
-from std_msgs.msg import String
+from std_srvs.srv import Trigger
 
 from flow_vla.msg import Episode
-from flow_vla.srv import StartEpisode, StopEpisode
+from flow_vla.srv import MarkEpisode, StartEpisode, StopEpisode
 from flow_vla_core.contract import RobotContract, find_contract
-from flow_vla_core.data.bag_reader import header_stamp
-from flow_vla_core.data.bag_writer import COMPRESSIONS, EpisodeWriter, Topic
+from flow_vla_core.data.bag_repair import repair_all
+from flow_vla_core.data.bag_writer import COMPRESSIONS
+from flow_vla_core.data.recording import RecordingOptions
 from flow_vla_core.data.typestore import full_name
-from flow_vla_core.errors import Code, ConfigError, DiskFull, RecordError
-from flow_vla_ros import codecs, qos
-from flow_vla_ros.diagnostics import DiagnosticsOutbox, wall_clock
+from flow_vla_core.errors import Code, ConfigError, RecordError
+from flow_vla_ros.allocator import keep_memory
+from flow_vla_ros.diagnostics import wall_clock
+from flow_vla_ros.episodes import OUTCOMES, Ended, Episodes, next_folder
 from flow_vla_ros.lifecycle import FlowLifecycleNode, Parameter, Parameters, run
+from flow_vla_ros.preflight import Disk, Preflight, least_rates
+from flow_vla_ros.recorder_status import StatusOutbox
+from flow_vla_ros.topic_taps import TopicTaps
 
 __all__ = ['RecorderNode', 'main', 'next_folder']
 
-OUTCOMES = {Episode.UNKNOWN: 'unknown', Episode.SUCCESS: 'success', Episode.FAILURE: 'failure'}
-HEADER = 'std_msgs/Header'
-POLL_SECONDS = 0.005
+OPTIONAL = (('action_chunk', 'flow_vla/msg/ActionChunk'), ('teleop/action_chunk', 'flow_vla/msg/ActionChunk'),
+            ('executor/status', 'flow_vla/msg/ExecutionStatus'))
+MEGABYTE = 2 ** 20
 
 
 class RecorderNode(FlowLifecycleNode):
     """Writes serialized messages with their own stamps; nothing is decoded.
 
-    `~/start` begins an episode and `~/stop` ends it, keeping or deleting it, once every stream has come up to the
-    moment of the call. A message's log time is the ROS time of
-    its receipt, its publish time the stamp of its header where its type has one.
+    `~/start` begins an episode, if nothing speaks against it, and `~/stop` ends it, keeping or deleting it, once every
+    stream has come up to the moment of the call. `~/mark` judges it or changes its words, `~/rerecord` begins it again,
+    `~/check` says what would speak against a start. A message's log time is the ROS time of its receipt, its publish
+    time the stamp of its header where its type has one. Messages that were lost are counted and told.
     """
 
     PARAMETERS = (
         Parameter('contract', 'metaworld', 'robot contract: a file, or a name in config/robots'),
         Parameter('folder', 'bags', 'where episodes are written, a folder each'),
         Parameter('extra_topics', [''], 'further topics, each as "name type", such as "/tf tf2_msgs/msg/TFMessage"'),
-        Parameter('compression', 'zstd', 'of the bags', choices=tuple(COMPRESSIONS)),
+        Parameter('compression', 'auto', 'of the bags', choices=tuple(COMPRESSIONS)),
+        Parameter('jpeg', 0, 'quality of raw images as JPEG; 0 keeps them as they are', minimum=0, maximum=100),
+        Parameter('sync', True, 'hand what is written to the disk once a second, for the case of a power cut'),
+        Parameter('queue_mb', 512, 'memory for messages that wait to be written', minimum=1, maximum=65536),
         Parameter('min_free_mb', 500, 'free space on the disk below which no episode is started', minimum=0),
         Parameter('catch_up', 4.0, 'longest time that a stop waits for streams that lag behind, s', minimum=0.0),
+        Parameter('check', True, 'refuse a start while topics are silent or slow, or clocks differ'),
+        Parameter('least_rates', [''], 'rates that are checked, each as "topic Hz"; others: one message a policy step'),
+        Parameter('clock_tolerance', 0.5, 'largest distance of stamps from the clock at receipt, s', minimum=0.0),
+        Parameter('skew_tolerance', 0.3, 'largest difference between the delays of two streams, s', minimum=0.0),
+        Parameter('repair', True, 'repair bags in the folder that a killed process has left'),
+        Parameter('status_hz', 5.0, 'rate of ~/status, Hz', minimum=0.1, maximum=100.0),
     )
 
     def on_setup(self, parameters: Parameters) -> None:
-        """Subscribe to every topic."""
-        self._parameters = parameters
+        """Repair what was left behind, and subscribe to every topic."""
+        self._settings = parameters
         self._contract = RobotContract.load(find_contract(parameters.contract))
-        self._folder = _writable(Path(parameters.folder).expanduser().absolute())
-        self._writer: EpisodeWriter | None = None
-        self._episode = Episode()
-        self._failure: RecordError | None = None
-        self._newest: dict[str, int] = {}
-        self._types = self._topics(parameters.extra_topics)
-        self._subscriptions_by_topic = {topic: self._subscribe(topic) for topic in self._types}
-        self._episodes = self.create_publisher(Episode, 'episode', qos.LATCHED)
-        self._diagnostics = DiagnosticsOutbox(self, self._contract.name)
+        folder = _writable(Path(parameters.folder).expanduser().absolute())
+        if parameters.repair:
+            self._repair(folder)
+        kinds = self._topics(parameters.extra_topics)
+        options = RecordingOptions(parameters.queue_mb * MEGABYTE, parameters.jpeg, sync=parameters.sync)
+        self._disk = Disk(folder, parameters.min_free_mb)
+        self._episodes = Episodes(self, self._contract, folder, kinds, parameters.compression, options)
+        self._taps = TopicTaps(self, kinds, self._episodes.receive)
+        self._preflight = self._make_preflight(parameters)
+        self._status = StatusOutbox(self, self._contract.name, self._taps, self._episodes, self._disk)
+        self._problem: RecordError | None = None
         self.create_service(StartEpisode, '~/start', self._on_start_episode)
         self.create_service(StopEpisode, '~/stop', self._on_stop_episode)
+        self.create_service(MarkEpisode, '~/mark', self._on_mark)
+        self.create_service(Trigger, '~/rerecord', self._on_rerecord)
+        self.create_service(Trigger, '~/check', self._on_check)
+        self.create_timer(1 / parameters.status_hz, self._report, clock=wall_clock())
         self.create_timer(1.0, self._look_after, clock=wall_clock())
 
+    def on_start(self) -> None:
+        """Count anew what is kept."""
+        self._episodes.forget()
+
     def on_stop(self) -> None:
-        """End an episode that is being recorded; it is kept, its outcome unknown."""
-        if self._writer is not None:
+        """End an episode that is being recorded; it is kept, its outcome as it was marked."""
+        if self._episodes.running:
             self._finish(True, Episode.UNKNOWN)
+
+    def on_teardown(self) -> None:
+        """Let go of the clock."""
+        self._taps.destroy()
 
     def _topics(self, extra: list[str]) -> dict[str, str]:
         contract = self._contract
-        named = [*((camera.topic, 'sensor_msgs/msg/Image') for camera in contract.cameras),
-                 *((stream.topic, stream.message) for stream in contract.state),
+        named = [*((stream.topic, stream.message) for stream in contract.streams),
                  *((part.topic, part.message) for part in contract.actions),
-                 (contract.instruction.topic, 'std_msgs/msg/String')]
+                 (contract.instruction.topic, 'std_msgs/msg/String'), *OPTIONAL]
         for line in filter(None, extra):
             words = line.split()
             if len(words) != 2:
@@ -80,160 +104,147 @@ class RecorderNode(FlowLifecycleNode):
             named.append((words[0], words[1]))
         return {self.resolve_topic_name(name): full_name(kind) for name, kind in named}
 
-    def _subscribe(self, topic: str) -> Subscription:
-        kind = codecs.message_type(self._types[topic])
-        stamped = next(iter(kind.get_fields_and_field_types().values()), '') == HEADER
-        return self.create_subscription(
-            kind, topic, lambda data, topic=topic, stamped=stamped: self._receive(topic, stamped, data),
-            qos.for_recording(self, topic), raw=True)
+    def _make_preflight(self, parameters: Parameters) -> Preflight:
+        streams = tuple(self.resolve_topic_name(stream.topic) for stream in self._contract.streams)
+        actions = tuple(self.resolve_topic_name(part.topic) for part in self._contract.actions)
+        rates = dict.fromkeys(streams, 1 / self._contract.rates.policy_dt)
+        rates |= least_rates(parameters.least_rates, self.resolve_topic_name)
+        for topic in rates:
+            if topic not in self._taps.meters:
+                raise ConfigError(f'least_rates: {topic} is not recorded; there are {", ".join(self._taps.meters)}')
+        return Preflight(self._taps, tuple(dict.fromkeys((*streams, *actions, *rates))),
+                         {topic: rate for topic, rate in rates.items() if rate > 0}, streams,
+                         parameters.clock_tolerance, parameters.skew_tolerance)
 
-    def _receive(self, topic: str, stamped: bool, data: bytes) -> None:
-        if self._writer is None:
-            return
-        now = self.get_clock().now().nanoseconds
-        stamp = header_stamp(data) if stamped else now
-        self._newest[topic] = max(stamp, self._newest.get(topic, 0))
-        self._write(topic, data, now, stamp)
+    def _repair(self, folder: Path) -> None:
+        for done in repair_all(folder):
+            if done.error:
+                self.get_logger().error(str(done))
+            elif done.complaint:
+                self.get_logger().warning(str(done))
 
-    def _write(self, topic: str, data: bytes, log_time: int, publish_time: int) -> None:
-        try:
-            self._writer.write(topic, data, log_time, publish_time)
-        except RecordError as error:
-            self._writer, self._failure = None, error
-            self.get_logger().error(f'recording ended: {error}')
+    def _report(self) -> None:
+        self._episodes.look_after()
+        self._status.publish(self._episodes.failure or self._problem)
 
     def _look_after(self) -> None:
-        """Report, and follow publishers that came with another quality of service than was expected."""
-        if self._writer is None:
-            for topic, subscription in list(self._subscriptions_by_topic.items()):
-                wanted = qos.for_recording(self, topic)
-                if not _compatible(subscription.qos_profile, wanted):
-                    self.destroy_subscription(subscription)
-                    self._subscriptions_by_topic[topic] = self._subscribe(topic)
-        failure = self._failure
-        self._diagnostics.publish(failure is None, failure.code if failure else Code.OK, str(failure or ''), {
-            'episode': self._episode.id if self._writer else '', 'free_mb': self._free_mb(),
-            'messages': self._writer.messages if self._writer else 0})
+        """Judge the topics, and follow publishers that came with another quality of service than was expected."""
+        if not self._episodes.running:
+            self._taps.follow()
+        self._problem = next(iter(self._complaints()), None) if not self._episodes.running else None
+        self._status.diagnose(self._episodes.failure or self._problem)
+
+    def _complaints(self) -> list[RecordError]:
+        """List what speaks against a start, the worst first."""
+        found = list(self._preflight.complaints() if self._settings.check else self._preflight.missing())
+        if self.get_clock().now().nanoseconds == 0:
+            found.insert(0, RecordError('nobody publishes /clock', Code.TOPIC_MISSING))
+        return [*found, *self._disk.complaints(self._status.bytes_per_second())]
+
+    def _on_check(self, _request: Trigger.Request, response: Trigger.Response) -> object:
+        complaints = self._complaints()
+        response.success = not complaints
+        response.message = '; '.join(map(str, complaints)) or 'ready'
+        return response
 
     def _on_start_episode(self, request: StartEpisode.Request, response: StartEpisode.Response) -> object:
         try:
-            self._check_start(request)
-            self._failure = None
-            self._begin(request)
+            if self._episodes.running:
+                raise RecordError(f'{self._episodes.episode.id} is being recorded; stop it first',
+                                  Code.ALREADY_RECORDING)
+            self._check_start(request.instruction)
+            self._begin(request.instruction, request.task)
         except RecordError as error:
             response.success, response.code, response.message = False, int(error.code), str(error)
             return response
-        response.success, response.id, response.path = True, self._episode.id, str(self._writer.folder)
+        response.success, response.id = True, self._episodes.episode.id
+        response.path = str(self._episodes.recording.writer.folder)
         return response
 
-    def _check_start(self, request: StartEpisode.Request) -> None:
+    def _check_start(self, instruction: str) -> None:
         if not self.active:
             raise RecordError('the recorder is not active', Code.WRITE_FAILED)
-        if self._writer is not None:
-            raise RecordError(f'{self._episode.id} is being recorded; stop it first', Code.ALREADY_RECORDING)
-        if not request.instruction.strip():
+        if not instruction.strip():
             raise RecordError('the instruction is empty', Code.NO_INSTRUCTION)
-        missing = [part.topic for part in (*self._contract.streams, *self._contract.actions)
-                   if not self._has_publisher(self.resolve_topic_name(part.topic))]
-        if self.get_clock().now().nanoseconds == 0:
-            missing.append('/clock')
-        if missing:
-            raise RecordError(f'nobody publishes {", ".join(missing)}', Code.TOPIC_MISSING)
-        if self._free_mb() < self._parameters.min_free_mb:
-            raise DiskFull(f'{self._folder}: {self._free_mb()} MB free, '
-                           f'allowed: {self._parameters.min_free_mb} or more')
+        if complaints := self._complaints():
+            raise RecordError('; '.join(map(str, complaints)), complaints[0].code)
 
-    def _has_publisher(self, topic: str) -> bool:
-        subscription = self._subscriptions_by_topic[topic]
-        if hasattr(subscription, 'get_publisher_count'):  # Iron and later: counts those that are connected
-            return subscription.get_publisher_count() > 0
-        return self.count_publishers(topic) > 0
-
-    def _begin(self, request: StartEpisode.Request) -> None:
-        self._drain()  # what was received before belongs to no episode
-        self._newest.clear()
-        own = [self.resolve_topic_name('episode')]
-        topics = [Topic(topic, kind, _offers(self, topic)) for topic, kind in self._types.items()]
-        topics += [Topic(name, 'flow_vla/msg/Episode') for name in own]
-        marks = {'instruction': request.instruction, 'task': request.task, 'outcome': 'unknown',
-                 'contract': self._contract.label}
-        self._writer = EpisodeWriter(next_folder(self._folder), topics, marks, self._parameters.compression)
-        self._episode = Episode(id=self._writer.folder.name, event=Episode.STARTED, instruction=request.instruction,
-                                task=request.task, contract=self._contract.label)
-        self._mark()
-        self._write_message(self._contract.instruction.topic, String(data=request.instruction))
+    def _begin(self, instruction: str, task: str) -> None:
+        self._taps.drain()  # what was received before belongs to no episode
+        self._taps.newest.clear()
+        self._episodes.begin(instruction, task, self._taps)
+        self._report()
 
     def _on_stop_episode(self, request: StopEpisode.Request, response: StopEpisode.Response) -> object:
-        if self._failure is not None:
-            failure, self._failure = self._failure, None
-            response.success, response.code, response.message = False, int(failure.code), str(failure)
-            return response
-        if self._writer is None:
-            response.success, response.code = False, int(Code.NOT_RECORDING)
-            response.message = 'no episode is being recorded'
-            return response
-        return self._answer_stop(request, response)
-
-    def _answer_stop(self, request: StopEpisode.Request, response: StopEpisode.Response) -> object:
-        writer = self._writer
         try:
-            self._finish(request.keep, request.outcome)
+            ended = self._stop_episode(request.keep, request.outcome)
         except RecordError as error:
-            self._writer = None
-            response.code, response.message = int(error.code), str(error)
-        response.success = response.code == Code.OK
-        response.id, response.path = writer.folder.name, str(writer.folder)
-        response.messages, response.duration = writer.messages, writer.duration
+            response.success, response.code, response.message = False, int(error.code), str(error)
+            return response
+        response.success, response.message = True, ended.message
+        if request.outcome not in OUTCOMES:
+            response.message = f'outcome {request.outcome} is none, kept as unknown; {ended.message}'
+        response.id, response.path = ended.folder.name, str(ended.folder)
+        response.messages, response.duration = ended.messages, ended.duration
         return response
 
-    def _finish(self, keep: bool, outcome: int) -> None:
-        self._catch_up()
-        self._episode.event, self._episode.outcome = Episode.ENDED, outcome
-        self._mark()
-        writer, self._writer = self._writer, None
-        if writer is None:
-            failure, self._failure = self._failure, None
+    def _stop_episode(self, keep: bool, outcome: int) -> Ended:
+        self._need_episode()
+        return self._finish(keep, outcome if outcome in OUTCOMES else Episode.UNKNOWN)
+
+    def _need_episode(self) -> None:
+        """Raise `RecordError` if nothing is being recorded; the first time with the reason why that ended."""
+        self._episodes.look_after()
+        if (failure := self._episodes.failure) is not None:
+            self._episodes.failure = None
             raise failure
+        if not self._episodes.running:
+            raise RecordError('no episode is being recorded', Code.NOT_RECORDING)
+
+    def _finish(self, keep: bool, outcome: int) -> Ended:
         if keep:
-            writer.close({'outcome': OUTCOMES.get(outcome, 'unknown')})
-        else:
-            writer.discard()
+            topics = {self.resolve_topic_name(stream.topic) for stream in self._contract.streams}
+            late = self._taps.catch_up(topics, self._settings.catch_up)
+            if late:
+                self.get_logger().warning(f'the episode ends without the last samples of {", ".join(late)}')
+        try:
+            return self._episodes.end(keep, outcome, self._taps)
+        finally:
+            self._report()
 
-    def _catch_up(self) -> None:
-        """Take what the middleware still holds; wait until every stream reaches the newest stamp that there is now.
+    def _on_mark(self, request: MarkEpisode.Request, response: MarkEpisode.Response) -> object:
+        keeps = request.outcome == MarkEpisode.Request.KEEP_OUTCOME
+        try:
+            self._need_episode()
+            if not keeps and request.outcome not in OUTCOMES:
+                raise RecordError(f'outcome {request.outcome} is none; allowed: '
+                                  f'{", ".join(f"{number} {name}" for number, name in OUTCOMES.items())}, '
+                                  f'{MarkEpisode.Request.KEEP_OUTCOME} to leave it')
+            self._episodes.mark(None if keeps else request.outcome, request.instruction.strip())
+        except RecordError as error:
+            response.code, response.message = int(error.code), str(error)
+            return response
+        response.success, response.id = True, self._episodes.episode.id
+        self._report()
+        return response
 
-        A reliable middleware delivers a sample that it lost on the way late, and all later ones after it.
-        """
-        self._drain()
-        topics = {self.resolve_topic_name(stream.topic) for stream in self._contract.streams}
-        target = max((self._newest.get(topic, 0) for topic in topics), default=0)
-        end = time.monotonic() + self._parameters.catch_up
-        while late := [topic for topic in topics if self._newest.get(topic, 0) < target]:
-            if time.monotonic() > end:
-                self.get_logger().warning(f'the episode ends without the last samples of {", ".join(sorted(late))}')
-                return
-            time.sleep(POLL_SECONDS)
-            self._drain()
-
-    def _drain(self) -> None:
-        """Take what the middleware holds already, so that nothing sent before a service call is cut off."""
-        for subscription in self._subscriptions_by_topic.values():
-            while (taken := subscription.handle.take_message(subscription.msg_type, subscription.raw)) is not None:
-                subscription.callback(taken[0])
-
-    def _mark(self) -> None:
-        self._episode.header.stamp = self.get_clock().now().to_msg()
-        self._episodes.publish(self._episode)
-        self._write_message('episode', self._episode)
-
-    def _write_message(self, topic: str, message: object) -> None:
-        if self._writer is not None:
-            now = self.get_clock().now().nanoseconds
-            self._write(self.resolve_topic_name(topic), serialize_message(message), now, now)
-
-    def _free_mb(self) -> int:
-        existing = next(path for path in (self._folder, *self._folder.parents) if path.exists())
-        return shutil.disk_usage(existing).free // 2 ** 20
+    def _on_rerecord(self, _request: Trigger.Request, response: Trigger.Response) -> object:
+        try:
+            self._episodes.look_after()
+            last = self._episodes.last
+            if last is None:
+                raise RecordError('no episode was recorded yet', Code.NOT_RECORDING)
+            self._check_start(last.instruction)
+            if self._episodes.running:
+                self._finish(False, Episode.UNKNOWN)
+            else:
+                self._episodes.discard_kept()
+            self._begin(last.instruction, last.task)
+        except RecordError as error:
+            response.success, response.message = False, str(error)
+            return response
+        response.success, response.message = True, self._episodes.episode.id
+        return response
 
 
 def _writable(folder: Path) -> Path:
@@ -244,24 +255,9 @@ def _writable(folder: Path) -> Path:
     return folder
 
 
-def next_folder(folder: Path) -> Path:
-    """Return the folder for the next episode: one number above the highest that is there."""
-    numbers = [int(path.name.removeprefix('episode_')) for path in folder.glob('episode_*')
-               if path.name.removeprefix('episode_').isdigit()]
-    return folder / f'episode_{max(numbers, default=0) + 1:06d}'
-
-
-def _compatible(present: object, wanted: object) -> bool:
-    return (present.reliability, present.durability) == (wanted.reliability, wanted.durability)
-
-
-def _offers(node: RecorderNode, topic: str) -> tuple[dict, ...]:
-    """Describe the publishers' quality of service in rosbag2's form."""
-    return tuple(qos.describe(info.qos_profile) for info in node.get_publishers_info_by_topic(topic))
-
-
 def main() -> None:
     """Run the node."""
+    keep_memory()
     run(RecorderNode)
 
 

@@ -97,7 +97,7 @@ class Robot:
 def capture(graph: RosGraph, contract: RobotContract, folder: Path) -> tuple[list[Aligned], Path]:
     """Record while a bridge selects after each sample; return what it selected, and the bag."""
     overrides = {'use_sim_time': True, 'contract': str(folder / 'contract.yaml'), 'folder': str(folder / 'bags'),
-                 'min_free_mb': 1, 'catch_up': 0.0}
+                 'min_free_mb': 1, 'catch_up': 0.0, 'check': False}
     recorder = graph.add(RecorderNode(parameter_overrides=[Parameter(k, value=v) for k, v in overrides.items()]))
     assert recorder.autostart()
     host = graph.add(rclpy.create_node('host', parameter_overrides=[Parameter('use_sim_time', value=True)]))

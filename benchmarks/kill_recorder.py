@@ -1,0 +1,113 @@
+"""Kills the recorder at random moments while it records, repairs what it leaves, and says what was lost."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+import json
+import os
+from pathlib import Path
+import random
+import shutil
+import time
+from typing import Annotated
+
+from mcap.reader import make_reader
+import numpy as np
+from recording_rig import RecordingRig, plain_write_rate
+from rich.console import Console
+from rich.table import Table
+from rosbags.rosbag2 import Reader
+import typer
+
+from flow_vla_core.data import read_episode
+from flow_vla_core.data.bag_repair import repair_bag
+from flow_vla_core.evaluation.report import Machine, git_state
+from flow_vla_ros.bringup import prepare_environment
+
+
+def measure(
+    kills: Annotated[int, typer.Option(min=1, help='how often')] = 20,
+    least: Annotated[float, typer.Option(min=0, help='of recording before a kill, s')] = 1.0,
+    most: Annotated[float, typer.Option(min=0, help='of recording before a kill, s')] = 6.0,
+    compression: Annotated[str, typer.Option(help='of the bags')] = 'auto',
+    seed: Annotated[int, typer.Option(help='of the moments')] = 0,
+    out: Annotated[Path, typer.Option(help='folder of the results')] = Path('out/benchmarks/kill_recorder'),
+) -> None:
+    """Record 3 cameras and joint states, ``kill -9`` the recorder, repair, read; again and again.
+
+    Lost is the time from the newest stamp published before the kill to the newest that can be read, over the topic that
+    is worst off. Ends with exit code 1 if it was more than 1 s once, or a bag did not open or read into an episode.
+    """
+    prepare_environment()
+    shutil.rmtree(out, ignore_errors=True)
+    moments, rows = random.Random(seed), []
+    with RecordingRig(out, 3.0, compression=compression, repair=False) as rig:
+        for _ in range(kills):
+            rows.append(kill_once(rig, moments.uniform(least, most)))
+            Console().print(rows[-1])
+    worst = max(row['lost_seconds'] for row in rows)
+    good = worst <= 1.0 and all(row['opens'] and row['trains'] for row in rows)
+    values = {'rows': rows, 'worst_lost_seconds': worst, 'all_open_and_train': good, 'load': os.getloadavg()[0],
+              'plain_write_mb_s': round(plain_write_rate(out), 1), 'git_commit': git_state()[0],
+              'machine': asdict(Machine.here())}
+    (out / 'kill_recorder.json').write_text(json.dumps(values, indent=2) + '\n')
+    show(rows)
+    raise SystemExit(0 if good else 1)
+
+
+def kill_once(rig: RecordingRig, seconds: float) -> dict[str, float | int | bool | str]:
+    """Record for a while, kill, repair; return what was lost and whether the bag can be used."""
+    process = rig.start_recorder()
+    folder = rig.begin()
+    time.sleep(seconds)
+    process.kill()
+    killed = time.time_ns()
+    process.wait()
+    published = {topic: max(stamp for stamp in stamps if stamp <= killed) for topic, stamps in rig.published().items()}
+    repaired = repair_bag(folder)
+    found, opens = newest(folder), opens_with_rosbags(folder)
+    behind = {topic: (stamp - found.get(topic, 0)) / 1e9 for topic, stamp in published.items()}
+    worst = max(behind, key=behind.get)
+    steps = trains(rig, folder)
+    shutil.rmtree(folder)
+    return {'seconds': round(seconds, 2), 'lost_seconds': round(behind[worst], 3), 'topic': worst, 'opens': opens,
+            'trains': steps > 0, 'steps': steps, 'messages': repaired.messages, 'cut_bytes': repaired.cut,
+            'load': round(os.getloadavg()[0], 1)}
+
+
+def newest(bag: Path) -> dict[str, int]:
+    """Read a bag with mcap's own reader, by its index: topic -> newest header stamp, ns."""
+    stamps: dict[str, int] = {}
+    for path in bag.glob('*.mcap'):
+        with path.open('rb') as file:
+            for _, channel, message in make_reader(file, validate_crcs=True).iter_messages():
+                stamps[channel.topic] = max(message.publish_time, stamps.get(channel.topic, 0))
+    return stamps
+
+
+def opens_with_rosbags(bag: Path) -> bool:
+    """Tell whether rosbags reads as many messages as the metadata tell of."""
+    with Reader(bag) as reader:
+        return sum(1 for _ in reader.messages()) == reader.message_count
+
+
+def trains(rig: RecordingRig, bag: Path) -> int:
+    """Return the steps of the episode that the bag reads into, with every image and number in it finite."""
+    episode = read_episode(bag, rig.contract)
+    assert np.isfinite(episode.actions).all() and np.isfinite(episode.state).all()
+    return len(episode)
+
+
+def show(rows: list[dict]) -> None:
+    """Print a table."""
+    table = Table(title='kill -9 while recording 3 x 640x480 rgb8 at 30 Hz and joints at 200 Hz')
+    columns = ('seconds', 'lost_seconds', 'topic', 'opens', 'trains', 'steps', 'messages', 'cut_bytes', 'load')
+    for column in columns:
+        table.add_column(column.replace('_', ' '), justify='right')
+    for row in rows:
+        table.add_row(*(str(row[column]) for column in columns))
+    Console().print(table)
+
+
+if __name__ == '__main__':
+    typer.run(measure)
