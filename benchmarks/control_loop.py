@@ -14,8 +14,9 @@ import typer
 
 from flow_vla_core.contract import RobotContract, find_contract
 from flow_vla_core.evaluation.plots import plot_latency
-from flow_vla_core.evaluation.report import Machine, git_state
+from flow_vla_core.evaluation.report import Machine, Percentiles, git_state
 from flow_vla_core.evaluation.sweep import UNSEEN_SEED, Plan, make_episodes
+from flow_vla_core.evaluation.traces import read_trace
 from flow_vla_core.simulation.robots import max_steps_of, tasks_of
 from flow_vla_ros.bringup import prepare_environment
 from flow_vla_ros.evaluate import Graph, checkpoint_folder, running_graph
@@ -45,7 +46,9 @@ def measure(
             steps += conductor.run(order, limit).steps
     times = graph.times()
     plot_latency(out / 'latency.png', times.delays)
-    values = {**asdict(times.timing), 'seconds': seconds, 'steps': steps, 'git_commit': git_state()[0],
+    work = Percentiles.of(read_trace(graph.trace('executor'), ('work_ms',))['work_ms'])
+    values = {**asdict(times.timing), 'work_ms': asdict(work), 'contract': robot.name,
+              'command_hz': robot.rates.control_hz, 'seconds': seconds, 'steps': steps, 'git_commit': git_state()[0],
               'machine': asdict(Machine.here())}
     (out / 'control_loop.json').write_text(json.dumps(values, indent=2) + '\n')
     console.print_json(data=values)

@@ -89,7 +89,8 @@ class Continuation:
     Args:
         actions: (n, A) float32 in the contract's units, what is left of the plan in force, from the new chunk's stamp
             on; n may be anything from 1 to H, it is never padded.
-        delay: d, so many of them will have been executed when the new chunk arrives, at most n.
+        delay: d, so many of them the new chunk begins with, at most n: those that will have been executed when it
+            arrives, and those by which the robot goes over to it.
         execute: s, steps from one chunk to the next.
     """
 

@@ -8,15 +8,17 @@ from typing import Annotated
 import typer
 
 from flow_vla_core.errors import DataError
+from flow_vla_ros.play import play
 
 __all__ = ['app', 'repair']
 
-app = typer.Typer(help='Repair recorded bags.', no_args_is_help=True)
+app = typer.Typer(help='Play and repair recorded bags.', no_args_is_help=True)
+app.command()(play)
 
 
 @app.callback()
 def bags() -> None:
-    """Repair recorded bags."""
+    """Play and repair recorded bags."""
 
 
 @app.command()

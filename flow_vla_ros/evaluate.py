@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 import signal
 import threading
 import time
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.console import Console
 import typer
@@ -40,11 +40,13 @@ class Graph:
         plan: what is evaluated.
         out: folder for logs and traces.
         device: where the policy runs.
+        parameters: node -> further parameters of it.
     """
 
     plan: Plan
     out: Path
     device: str = 'auto'
+    parameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def logs(self) -> Path:
@@ -70,12 +72,11 @@ class Graph:
                   'steps': plan.steps or 0, 'replan_steps': plan.settings.replan_steps,
                   'blank_images': plan.settings.blank_images, 'allow_empty_instruction': plan.instruction == '',
                   'seed': plan.seed, 'threads': 1}
-        return [
-            node_spec('sim', contract=contract,
-                      parameters={'autostart': True, 'task': plan.tasks[0], 'seed': plan.seed}),
-            node_spec('policy', contract=contract, use_sim_time=True, parameters={'autostart': True, **policy}),
-            node_spec('executor', contract=contract, use_sim_time=True,
-                      parameters={'autostart': True, 'trace_file': str(self.trace('executor'))})]
+        own = {'sim': {'task': plan.tasks[0], 'seed': plan.seed}, 'policy': policy,
+               'executor': {'trace_file': str(self.trace('executor'))}}
+        return [node_spec(name, contract=contract, use_sim_time=True,
+                          parameters={'autostart': True, **values, **self.parameters.get(name, {})})
+                for name, values in own.items()]
 
 
 def evaluate(

@@ -9,6 +9,7 @@ import time
 from flow_vla.msg import ExecutionStatus
 from flow_vla_core.errors import Code
 from flow_vla_core.execution import Command, ExecutionState
+from flow_vla_core.types import Actor
 from flow_vla_ros import codecs
 
 __all__ = ['ExecutionReport']
@@ -39,22 +40,31 @@ class ExecutionReport:
         self._complaint: tuple[Code, str] = (Code.OK, '')
         self._refusal: tuple[Code, str] | None = None
         self._refusals: Counter[Code] = Counter()
-        self._reported: tuple[ExecutionState, Code] | None = None
+        self._reported: tuple[ExecutionState, Code, Actor] | None = None
+        self._source = Actor.NOBODY
         self._began: float | None = None
-        self._slowest = 0.0
+        self._slowest = self._work = 0.0
         self._ticks = self._late = self._limited = self._accepted = 0
 
-    def accept(self) -> None:
-        """Note a chunk that was put into force."""
+    def accept(self, source: Actor) -> None:
+        """Note a chunk, and whose it is that is in force now."""
         self._accepted += 1
-        self._refusal = None
+        self._refusal, self._source = None, source
+
+    def release(self) -> None:
+        """Note that a person has let go."""
+        self._source = Actor.NOBODY
 
     def refuse(self, code: Code, message: str) -> None:
-        """Note a chunk that was not; what a watchdog complains of is told as long as it does."""
+        """Note a chunk that was not; what a watchdog complains of is told as long as it does.
+
+        That the policy is overruled is told while the robot rests: while a person moves it, all is well.
+        """
         self._refusals[code] += 1
+        following = self._command is not None and self._command.state == ExecutionState.FOLLOWING
         if code in GRAVE:
             self._complaint = (code, message)
-        else:
+        elif code != Code.CHUNK_OVERRULED or not following:
             self._refusal = (code, message)
 
     def drop(self, message: str) -> None:
@@ -69,20 +79,26 @@ class ExecutionReport:
         self._late += late
         return late
 
-    def end_tick(self, command: Command, complaint: tuple[Code, str]) -> None:
-        """Note the tick's command, and what a watchdog complained of."""
-        self._command, self._complaint = command, complaint
+    def end_tick(self, command: Command, complaint: tuple[Code, str], source: Actor = Actor.NOBODY) -> None:
+        """Note the tick's command, what a watchdog complained of, and who acts."""
+        self._command, self._complaint, self._source = command, complaint, source
         self._limited += command.limited
-        self._slowest = max(self._slowest, time.monotonic() - self._began)
+        self._work = time.monotonic() - self._began
+        self._slowest = max(self._slowest, self._work)
 
     def rest(self) -> None:
         """Note that there are no commands any more."""
-        self._command, self._complaint = None, (Code.OK, '')
+        self._command, self._complaint, self._source = None, (Code.OK, ''), Actor.NOBODY
+
+    @property
+    def work_ms(self) -> float:
+        """Own work of the last tick, from its beginning until its commands were sent, ms."""
+        return 1e3 * self._work
 
     @property
     def changed(self) -> bool:
-        """Whether state or code are others than in the last status."""
-        return self.summary()[:2] != self._reported
+        """Whether state, code or who acts are others than in the last status."""
+        return (*self.summary()[:2], self._source) != self._reported
 
     def summary(self) -> tuple[ExecutionState, Code, str]:
         """Return state, the gravest code, and what it means here."""
@@ -98,14 +114,14 @@ class ExecutionReport:
         """Build the status for a time, ns."""
         state, code, message = self.summary()
         status = ExecutionStatus(
-            state=state, code=code, message=message, ticks=self._ticks, late_ticks=self._late,
+            state=state, source=self._source, code=code, message=message, ticks=self._ticks, late_ticks=self._late,
             limited_ticks=self._limited, accepted_chunks=self._accepted, refused_chunks=self._refusals.total(),
             refusal_codes=list(self._refusals), refusal_counts=list(self._refusals.values()), confidence=math.nan,
             speed=self._command.speed if self._command else 0.0, tick_ms=self._slowest * 1e3)
         status.header.stamp = codecs.to_time(now)
         if state == ExecutionState.FOLLOWING:
             self._describe_chunk(status, now)
-        self._reported, self._slowest = (state, code), 0.0
+        self._reported, self._slowest = (state, code, self._source), 0.0
         return status
 
     def diagnostics(self, now: int) -> tuple[bool, Code, str, dict[str, object]]:
@@ -113,9 +129,9 @@ class ExecutionReport:
         state, code, message = self.summary()
         command = self._command
         values: dict[str, object] = {
-            'state': state.name, 'speed': f'{command.speed:.2f}' if command else '', 'ticks': self._ticks,
-            'late ticks': self._late, 'limited ticks': self._limited, 'accepted chunks': self._accepted,
-            'refused chunks': self._refusals.total(),
+            'state': state.name, 'who acts': self._source.name, 'speed': f'{command.speed:.2f}' if command else '',
+            'ticks': self._ticks, 'late ticks': self._late, 'limited ticks': self._limited,
+            'accepted chunks': self._accepted, 'refused chunks': self._refusals.total(),
             **{f'refused: {code.name}': count for code, count in self._refusals.items()}}
         if state == ExecutionState.FOLLOWING:
             values |= {'age of chunk': f'{(now - command.chunk_stamp) * 1e-9:.3f} s',

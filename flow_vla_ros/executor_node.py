@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 import gc
 import time
 
@@ -14,17 +15,17 @@ from std_srvs.srv import Trigger
 from flow_vla.msg import ActionChunk as ChunkMessage
 from flow_vla.msg import ExecutionStatus
 from flow_vla_core.contract import RobotContract, find_contract
-from flow_vla_core.errors import ActionNotFinite, ChunkError, ChunkTooOld, Code, ConfigError
-from flow_vla_core.execution import ChunkFollower, Command
-from flow_vla_core.types import ActionChunk
+from flow_vla_core.errors import ActionNotFinite, ChunkError, ChunkJump, Code, ConfigError
+from flow_vla_core.execution import Authority, ChunkFollower, Command
+from flow_vla_core.types import Actor
 from flow_vla_ros import codecs, qos
 from flow_vla_ros.command_bridge import CommandBridge
 from flow_vla_ros.diagnostics import DiagnosticsOutbox, wall_clock
 from flow_vla_ros.execution_report import ExecutionReport
+from flow_vla_ros.execution_trace import ExecutionTrace
 from flow_vla_ros.lifecycle import FlowLifecycleNode, Parameter, Parameters, run
-from flow_vla_ros.realtime import lock_memory, set_priority, unlock_memory
+from flow_vla_ros.realtime import be_ordinary, be_punctual
 from flow_vla_ros.state_inbox import StateInbox
-from flow_vla_ros.trace import Trace
 from flow_vla_ros.watchdogs import EchoWatch, StateWatch
 
 __all__ = ['ExecutorNode', 'main']
@@ -40,6 +41,9 @@ class ExecutorNode(FlowLifecycleNode):
     finishes the plan, slows down and holds. When the state that commands depend on or the echo of commands stops
     coming it drops the plan at once, and waits for a new chunk. On deactivation it slows the robot down first, so that
     the last command on the wire is a safe one.
+
+    A person's chunks, on ``teleop/action_chunk``, go the same way, before the policy's: the first takes over at once,
+    until ``~/release``, or ``hand_back`` without a further one. Then the policy has to answer what it sees later.
 
     ``~/estop``, or True on the topic ``estop``, latches, also over deactivation, until ``~/reset_estop``. ``~/hold``
     slows down and waits for a chunk that was made from what the robot sees after the call. ``~/speed``, or the
@@ -60,6 +64,8 @@ class ExecutorNode(FlowLifecycleNode):
         Parameter('least_confidence', 0.0, 'a chunk that is less sure is refused', minimum=0.0, maximum=1.0),
         Parameter('careful_below', 0.0, 'a chunk that is less sure is followed at half speed', minimum=0.0,
                   maximum=1.0),
+        Parameter('hand_back', 0.0, 'a person who sends nothing for so long has let go, s; 0: only by ~/release',
+                  minimum=0.0, maximum=3600.0),
         Parameter('speed', 1.0, 'scale of all motion, may be set at any time; 0 holds', minimum=0.0, maximum=1.0),
         Parameter('echo_topic', '', 'must keep coming, such as the state of a controller; none if empty'),
         Parameter('echo_type', 'sensor_msgs/JointState', 'type of the messages on echo_topic'),
@@ -87,6 +93,7 @@ class ExecutorNode(FlowLifecycleNode):
         self._period = 1 / hertz
         self._report = ExecutionReport(LATE * self._period / parameters.real_time_factor)
         self._follower = _follower(self._contract, hertz, parameters)
+        self._authority = Authority(_nanoseconds(parameters.hand_back) or None)
         if self._estopped:
             self._follower.estop()
         needs = self._follower.needs
@@ -94,7 +101,7 @@ class ExecutorNode(FlowLifecycleNode):
         self._state = StateInbox(self, self._contract, names)
         self._state_watch = StateWatch(needs)
         self._echo_watch = EchoWatch(self, parameters.echo_topic, parameters.echo_type, parameters.echo_timeout)
-        self._trace = Trace(parameters.trace_file, _columns(self._contract))
+        self._trace = ExecutionTrace(parameters.trace_file, self._contract)
         self._diagnostics = DiagnosticsOutbox(self, self._contract.label)
         self._status = self.create_publisher(ExecutionStatus, '~/status', qos.STATUS)
         self._listen()
@@ -102,18 +109,16 @@ class ExecutorNode(FlowLifecycleNode):
         self._prepare_process()
 
     def _listen(self) -> None:
-        self.create_subscription(ChunkMessage, 'action_chunk', self._on_chunk, qos.CHUNK)
-        self.create_subscription(Bool, 'estop', self._on_estop_topic, qos.STATUS)
+        for topic, actor in (('action_chunk', Actor.POLICY), ('teleop/action_chunk', Actor.PERSON)):
+            self.create_subscription(ChunkMessage, topic, partial(self._on_chunk, actor=actor), qos.CHUNK)
+        self.create_subscription(Bool, 'estop', lambda message: message.data and self._estop(), qos.STATUS)
         self.create_subscription(Float64, '~/speed', self._on_speed, qos.STATUS)
-        self.create_service(Trigger, '~/estop', self._on_estop)
-        self.create_service(Trigger, '~/reset_estop', self._on_reset_estop)
-        self.create_service(Trigger, '~/hold', self._on_hold)
+        for act in (self._estop, self._reset_estop, self._hold, self._release):
+            self.create_service(Trigger, f'~/{act.__name__[1:]}', partial(_answer, act))
 
     def _prepare_process(self) -> None:
-        if self._settings.priority and (reason := set_priority(self._settings.priority)):
-            self.get_logger().warning(f'priority: {reason}')
-        if self._settings.lock_memory and (reason := lock_memory()):
-            self.get_logger().warning(f'lock_memory: {reason}')
+        for complaint in be_punctual(self._settings.priority, self._settings.lock_memory):
+            self.get_logger().warning(complaint)
         # What exists by now stays: the collector never walks it again.
         gc.collect()
         gc.freeze()
@@ -122,7 +127,7 @@ class ExecutorNode(FlowLifecycleNode):
         """Begin to publish commands."""
         self._follower.clear()
         self._report.clear()
-        self._not_before = 0
+        self._authority.clear()
         gc.disable()
         self._timers_of_activity = [
             self.create_timer(self._period, self._tick),
@@ -151,12 +156,9 @@ class ExecutorNode(FlowLifecycleNode):
         self._trace.close()
         self._commands.destroy()
         gc.unfreeze()
-        if self._settings.priority:
-            set_priority(0)
-        if self._settings.lock_memory:
-            unlock_memory()
+        be_ordinary(self._settings.priority, self._settings.lock_memory)
 
-    def _on_chunk(self, message: ChunkMessage) -> None:
+    def _on_chunk(self, message: ChunkMessage, actor: Actor) -> None:
         if not self.active:
             return
         now = self.get_clock().now().nanoseconds
@@ -166,50 +168,54 @@ class ExecutorNode(FlowLifecycleNode):
             return
         try:
             chunk = codecs.message_to_chunk(message, self._contract)
-            self._check_hold(chunk, now)
-            self._follower.accept(chunk, now)
+            self._authority.check(chunk, actor, now)
+            in_force = self._follower.accept(chunk, now, anew=self._authority.changes(actor))
         except ChunkError as error:
             self._refuse(error.code, str(error))
+            if isinstance(error, ChunkJump) and actor == Actor.PERSON:
+                self._follower.drop_plan()  # whoever reaches for the controls stops the policy in any case
+                self._pass_to(actor, now)
         else:
-            self._report.accept()
+            if in_force:
+                self._pass_to(actor, now)
+            self._report.accept(actor if in_force else Actor.NOBODY)
 
-    def _check_hold(self, chunk: ActionChunk, now: int) -> None:
-        self._not_before = self._not_before if self._not_before <= now else 0  # time went backwards
-        if chunk.stamp < self._not_before:
-            raise ChunkTooOld(f'chunk {chunk.id} was made from what the robot saw before it was told to hold')
+    def _pass_to(self, actor: Actor, now: int) -> None:
+        if actor == Actor.PERSON and not self._authority.person_drives:
+            self.get_logger().info('a person takes over')
+        self._authority.take(actor, now)
 
     def _refuse(self, code: Code, message: str) -> None:
         self._report.refuse(code, message)
-        self.get_logger().warning(f'refused: {message}', throttle_duration_sec=1.0)
+        if code != Code.CHUNK_OVERRULED:
+            self.get_logger().warning(f'refused: {message}', throttle_duration_sec=1.0)
         self._publish_status()
 
-    def _on_estop(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        self._estop()
-        response.success, response.message = True, 'stopped until reset_estop is called'
-        return response
-
-    def _on_estop_topic(self, message: Bool) -> None:
-        if message.data:
-            self._estop()
-
-    def _estop(self) -> None:
+    def _estop(self) -> tuple[bool, str]:
         if not self._estopped:
             self.get_logger().warning('emergency stop')
         self._estopped = True
         self._follower.estop()
+        return True, 'stopped until reset_estop is called'
 
-    def _on_reset_estop(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+    def _reset_estop(self) -> tuple[bool, str]:
         self._estopped = False
         self._follower.reset_estop()
         self.get_logger().info('emergency stop reset')
-        response.success, response.message = True, 'waiting for a new chunk'
-        return response
+        return True, 'waiting for a new chunk'
 
-    def _on_hold(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+    def _hold(self) -> tuple[bool, str]:
         self._follower.drop_plan()
-        self._not_before = self.get_clock().now().nanoseconds
-        response.success, response.message = True, 'waiting for a chunk of a newer observation'
-        return response
+        self._authority.wait(self.get_clock().now().nanoseconds)
+        return True, 'waiting for a chunk of a newer observation'
+
+    def _release(self) -> tuple[bool, str]:
+        if not self._authority.release(self.get_clock().now().nanoseconds):
+            return False, 'no person drives'
+        self._follower.drop_plan()
+        self._report.release()
+        self.get_logger().info('the person has let go')
+        return True, 'waiting for a chunk of a newer observation'
 
     def _on_speed(self, message: Float64) -> None:
         (result,) = self.set_parameters([Setting('speed', value=message.data)])
@@ -225,12 +231,14 @@ class ExecutorNode(FlowLifecycleNode):
         complaint = self._complaint(now, measured)
         if complaint[0] != Code.OK:
             self._follower.drop_plan()
+        if self._authority.expired(now):
+            self._release()
         self._follower.speed = self.get_parameter('speed').value
         command = self._follower.command(now, measured)
-        sent = self._send(command, now)
-        self._report.end_tick(command, complaint)
-        if sent and self._trace.enabled:
-            self._trace.write(self._row(now, command, late))
+        sent, source = self._send(command, now), self._authority.source(command.state)
+        self._report.end_tick(command, complaint, source)
+        if sent:
+            self._trace.write(now, command, late, self._report.work_ms, source, self._state.newest())
         if self._report.changed:
             self._publish_status()
 
@@ -259,27 +267,20 @@ class ExecutorNode(FlowLifecycleNode):
         self._diagnostics.publish(healthy, code, message, {**values, **ages})
         gc.collect(1)
 
-    def _row(self, now: int, command: Command, late: bool) -> Iterable[object]:
-        newest = self._state.newest()
-        measured = (newest.get(stream.name, np.full(len(stream.names), np.nan)) for stream in self._contract.state)
-        return (now, time.time_ns(), command.chunk_id, command.chunk_step, command.chunk_stamp, command.state.name,
-                command.code.name, int(command.limited), int(late), *(f'{value:.6g}' for value in command.values),
-                *(f'{value:.6g}' for values in measured for value in values))
+
+def _answer(act: Callable[[], tuple[bool, str]], request: Trigger.Request,
+            response: Trigger.Response) -> Trigger.Response:
+    response.success, response.message = act()
+    return response
 
 
 def _follower(contract: RobotContract, hertz: float, parameters: Parameters) -> ChunkFollower:
-    tolerance = parameters.future_tolerance
+    ahead = parameters.future_tolerance
     return ChunkFollower(
         contract, control_hz=hertz, schedule=parameters.schedule, interpolation=parameters.interpolation,
-        future_tolerance=_nanoseconds(tolerance) if tolerance >= 0 else None,
+        future_tolerance=_nanoseconds(ahead) if ahead >= 0 else None,
         trust=_nanoseconds(parameters.trust) or None, execute=parameters.execute or None,
         least_confidence=parameters.least_confidence, careful_below=parameters.careful_below)
-
-
-def _columns(contract: RobotContract) -> list[str]:
-    return ['stamp', 'wall_time', 'chunk_id', 'chunk_step', 'observation_stamp', 'state', 'code', 'limited', 'late',
-            *(f'command.{part.name}.{name}' for part in contract.actions for name in part.names),
-            *(f'measured.{stream.name}.{name}' for stream in contract.state for name in stream.names)]
 
 
 def _nanoseconds(seconds: float) -> int:

@@ -77,19 +77,20 @@ class Inference:
     Args:
         node: logs what is not expected to go wrong.
         contract: says how messages become an observation.
-        engine: answers it.
+        engine: answers it; may be replaced between two jobs.
         blank_images: show the engine black images.
     """
 
     def __init__(self, node: Node, contract: RobotContract, engine: ActingEngine, blank_images: bool = False) -> None:
-        self._node, self._contract, self._engine, self._blank_images = node, contract, engine, blank_images
+        self._node, self._contract, self._blank_images = node, contract, blank_images
+        self.engine = engine
 
     def __call__(self, job: Job) -> Outcome:
         """Return the outcome of a job; never raise."""
         started = time.time_ns()
         made, code, message = None, Code.OK, ''
         try:
-            made = self._engine.act(self._observe(job), job.continuation)
+            made = self.engine.act(self._observe(job), job.continuation)
         except (ObservationError, ActionNotFinite) as error:
             code, message = error.code, str(error)
         except Exception as error:

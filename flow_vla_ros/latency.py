@@ -10,6 +10,7 @@ import time
 import numpy as np
 
 from flow_vla_ros.inference import Job, Outcome
+from flow_vla_ros.parameters import Parameters
 
 __all__ = ['DelayedWork', 'InjectedLatency']
 
@@ -33,6 +34,12 @@ class InjectedLatency:
     jitter: float = 0.0
     spike: float = 0.0
     spike_every: int = 0
+
+    @classmethod
+    def of(cls, parameters: Parameters) -> InjectedLatency:
+        """Take it from the parameters of a node."""
+        return cls(parameters.latency, parameters.latency_jitter, parameters.latency_spike,
+                   parameters.latency_spike_every)
 
     def draw(self, count: int, random: np.random.Generator) -> float:
         """Return the latency of chunk number ``count`` (from 1), s."""

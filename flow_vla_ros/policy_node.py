@@ -5,26 +5,30 @@ from __future__ import annotations
 from collections.abc import Callable
 import gc
 import math
-from pathlib import Path
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flow_vla.msg import ActionChunk as ChunkMessage
-from flow_vla.msg import PolicyStatus
+from flow_vla.msg import ExecutionStatus, PolicyStatus
 from flow_vla_core.align import Aligned
 from flow_vla_core.contract import RobotContract, find_contract
-from flow_vla_core.errors import Code, ConfigError, InstructionMissing, ObservationError
+from flow_vla_core.errors import Code, InstructionMissing, ObservationError
 from flow_vla_core.execution.continuation import REALTIME, Succession
 from flow_vla_core.types import ActionChunk
 from flow_vla_ros import codecs, qos
+from flow_vla_ros.checkpoint_switch import CheckpointSwitch
 from flow_vla_ros.diagnostics import DiagnosticsOutbox, wall_clock
+from flow_vla_ros.engines import load_engine, scale_of
 from flow_vla_ros.inference import ActingEngine, Inference, Job, Outcome, Worker
 from flow_vla_ros.latency import DelayedWork, InjectedLatency
 from flow_vla_ros.lifecycle import FlowLifecycleNode, Parameter, Parameters, run
 from flow_vla_ros.observation_bridge import ObservationBridge
 from flow_vla_ros.trace import Trace
 
-__all__ = ['PolicyNode', 'load_engine', 'main']
+if TYPE_CHECKING:
+    from flow_vla_ros.shadow import Shadow
+
+__all__ = ['PolicyNode', 'main']
 
 TRACE_COLUMNS = ('chunk_id', 'observation_stamp', 'image_published', 'observation_complete', 'inference_started',
                  'inference_ended', 'published', 'generation_ms', 'delay_steps', 'continued', 'confidence')
@@ -40,7 +44,15 @@ class PolicyNode(FlowLifecycleNode):
     In real time (``realtime``) an inference is told what is left of the plan in force, which is the chunk that was
     published last, and how many of its actions will have been executed by the time the new chunk comes: the longest of
     the last measured delays, from an observation's stamp to the publishing of its chunk. The way from there to the
-    executor, well below one step on one machine, is not counted.
+    executor, well below one step on one machine, is not counted. What the executor says that it doesn't follow, as
+    while a person drives, is never continued.
+
+    Another checkpoint takes the place of the one in force while the node acts: named on the topic ``checkpoint``, with
+    ``follow_checkpoints``, or by setting the parameter ``checkpoint``. It is loaded in the background and swapped in
+    between two inferences; one that can't be used is refused, and the one before stays.
+
+    With ``shadow`` no chunk is sent, and ``action_chunk`` isn't even advertised: each is compared with the commands
+    that others send, see `Shadow`.
 
     Args:
         name: of the node.
@@ -51,6 +63,10 @@ class PolicyNode(FlowLifecycleNode):
     PARAMETERS = (
         Parameter('contract', 'metaworld', 'robot contract: a file, or a name in config/robots'),
         Parameter('checkpoint', '', 'folder of the policy'),
+        Parameter('follow_checkpoints', False, 'take over each checkpoint that is named on the topic checkpoint'),
+        Parameter('shadow', False, 'only watch: compare chunks with the commands that are sent, and send none'),
+        Parameter('report_file', '', 'shadow: summary as JSON, with one row for each chunk as CSV beside it; none if '
+                  'empty'),
         Parameter('device', 'auto', 'where the policy runs: auto, cpu, cuda, cuda:1 ...'),
         Parameter('steps', 0, "solver steps of a chunk; 0: the policy's own", minimum=0, maximum=1000),
         Parameter('seed', 0, 'of the noise that chunks are made from', minimum=0),
@@ -91,15 +107,21 @@ class PolicyNode(FlowLifecycleNode):
                                       parameters.delay_window)
         self._trace = Trace(parameters.trace_file, TRACE_COLUMNS)
         self._diagnostics = DiagnosticsOutbox(self, self._contract.label)
-        self._chunks = self.create_publisher(ChunkMessage, 'action_chunk', qos.CHUNK)
         self._status = self.create_publisher(PolicyStatus, '~/status', qos.STATUS)
         self._forget()
+        self.create_subscription(ExecutionStatus, 'executor/status', self._on_execution, qos.STATUS)
+        self._shadow = _open_shadow(self, self._contract, parameters)
+        self._chunks = None if self._shadow else self.create_publisher(ChunkMessage, 'action_chunk', qos.CHUNK)
         self._wake = self.create_guard_condition(self._on_outcome)
         self._bridge = ObservationBridge(self, self._contract, self._consider, self._on_jump)
-        latency = _injected(parameters)
-        self._work = DelayedWork(Inference(self, self._contract, engine, parameters.blank_images), latency,
-                                 parameters.seed)
+        latency = InjectedLatency.of(parameters)
+        self._inference = Inference(self, self._contract, engine, parameters.blank_images)
+        self._work = DelayedWork(self._inference, latency, parameters.seed)
         self._worker = Worker(self._work, self._wake.trigger)
+        self._switch = CheckpointSwitch(self, self._inference, self._load, lambda: not self._worker.busy,
+                                        self._on_change)
+        if parameters.follow_checkpoints:
+            self._switch.follow()
         if parameters.blank_images:
             self.get_logger().warning('blank_images is set: the policy sees black images')
         if latency != InjectedLatency():
@@ -107,6 +129,9 @@ class PolicyNode(FlowLifecycleNode):
         # What exists by now stays: the collector never walks it during an inference.
         gc.collect()
         gc.freeze()
+
+    def _load(self, checkpoint: str) -> ActingEngine:
+        return self._engine_factory(Parameters({**self._settings, 'checkpoint': checkpoint}), self._contract)
 
     def on_start(self) -> None:
         """Begin to infer."""
@@ -121,13 +146,18 @@ class PolicyNode(FlowLifecycleNode):
         for timer in self._own_timers:
             self.destroy_timer(timer)
         self._trace.flush()
+        if self._shadow:
+            self._shadow.finish()
         self._publish_status()
 
     def on_teardown(self) -> None:
-        """End the worker and close the trace."""
+        """End the threads and close the files."""
         self._work.interrupt()
         self._worker.close()
+        self._switch.close()
         self._trace.close()
+        if self._shadow:
+            self._shadow.close()
         del self._worker
 
     def _forget(self) -> None:
@@ -137,6 +167,10 @@ class PolicyNode(FlowLifecycleNode):
         self._generation_ms = 0.0
         self._delay, self._confidence, self._short = 0, math.nan, False
         self._code, self._message = Code.STREAM_MISSING, 'nothing received yet'
+
+    def _on_execution(self, status: ExecutionStatus) -> None:
+        if status.source != ExecutionStatus.POLICY:
+            self._succession.disown(codecs.from_time(status.header.stamp))
 
     def _on_jump(self) -> None:
         self._epoch += 1
@@ -180,7 +214,13 @@ class PolicyNode(FlowLifecycleNode):
                 if outcome.made is not None:
                     self._publish_chunk(outcome)
                 self._report(outcome.code, outcome.message)
+        self._switch.swap()
         self._consider()
+
+    def _on_change(self, other_length: bool) -> None:
+        if other_length:
+            self._succession.forget()
+        self._publish_status()
 
     def _publish_chunk(self, outcome: Outcome) -> None:
         self._chunk_id += 1
@@ -190,11 +230,17 @@ class PolicyNode(FlowLifecycleNode):
         continued = job.continuation.delay if job.continuation else 0
         chunk = ActionChunk(job.aligned.stamp, self._contract.rates.policy_dt_ns, made.actions, self._chunk_id,
                             job.instruction, took, continued, made.confidence)
-        self._chunks.publish(codecs.chunk_to_message(chunk, self._contract))
+        self._send(chunk)
         self._delay = self._succession.publish(chunk, self.get_clock().now().nanoseconds)
         self._trace.write((chunk.id, chunk.stamp, job.image_published, job.complete, outcome.started, outcome.ended,
                            time.time_ns(), f'{self._generation_ms:.3f}', self._delay, continued,
                            f'{made.confidence:.3f}'))
+
+    def _send(self, chunk: ActionChunk) -> None:
+        if self._shadow:
+            self._shadow.add(chunk, scale_of(self._inference.engine, self._contract), self._switch.checkpoint)
+        else:
+            self._chunks.publish(codecs.chunk_to_message(chunk, self._contract))
 
     def _report(self, code: Code, message: str) -> None:
         changed = code != self._code
@@ -218,15 +264,17 @@ class PolicyNode(FlowLifecycleNode):
         state = PolicyStatus.RUNNING if self._code == Code.OK else PolicyStatus.WAITING
         status = PolicyStatus(
             state=state if self.active else PolicyStatus.INACTIVE, code=self._code, message=self._loud_message(),
-            checkpoint=self._settings.checkpoint, instruction=self._bridge.instruction or '', chunks=self._published,
+            checkpoint=self._switch.checkpoint, instruction=self._bridge.instruction or '', chunks=self._published,
             generation_ms=self._generation_ms, streams=list(ages), stream_age=list(ages.values()),
             stream_rate=[rates[name] for name in ages])
         status.header.stamp = self.get_clock().now().to_msg()
         self._status.publish(status)
 
     def _loud_message(self) -> str:
-        loud = 'IMAGES ARE BLANKED.' if self._settings.blank_images else ''
-        return ' '.join(filter(None, (loud, self._message or self._facts())))
+        loud = ['IMAGES ARE BLANKED.'] if self._settings.blank_images else []
+        loud += [f'{self._shadow.facts()}.'] if self._shadow else []
+        loud += [f'{self._switch.refusal}.'] if self._switch.refusal else []
+        return ' '.join(filter(None, (*loud, self._message or self._facts())))
 
     def _facts(self) -> str:
         """Say how the last chunk came."""
@@ -246,33 +294,17 @@ class PolicyNode(FlowLifecycleNode):
         ages, rates = self._bridge.ages(), self._bridge.rates()
         healthy = self._code == Code.OK and not self._settings.blank_images
         self._diagnostics.publish(healthy, self._code, self._loud_message(), {
-            'checkpoint': self._settings.checkpoint, 'instruction': self._bridge.instruction or '',
+            'checkpoint': self._switch.checkpoint, 'instruction': self._bridge.instruction or '',
             'chunks': self._published, 'generation': f'{self._generation_ms:.1f} ms',
             'delay': f'{self._delay} policy steps', 'confidence': f'{self._confidence:.2f}',
             **{f'{name}: age, rate': f'{age:.3f} s, {rates[name]:.1f} Hz' for name, age in ages.items()}})
 
 
-def load_engine(parameters: Parameters, contract: RobotContract) -> ActingEngine:
-    """Load the checkpoint that the parameters name. Raise `CheckpointError` if it is not made for the contract."""
-    if not parameters.checkpoint:
-        raise ConfigError('checkpoint: give the folder of a policy')
-    import torch
-
-    from flow_vla_core.engine import Engine
-    from flow_vla_core.training.checkpoint import load_checkpoint
-    if parameters.threads:
-        torch.set_num_threads(parameters.threads)
-    engine = Engine(load_checkpoint(Path(parameters.checkpoint), contract), device=parameters.device,
-                    steps=parameters.steps or None, seed=parameters.seed,
-                    allow_empty=parameters.allow_empty_instruction, realtime=parameters.realtime,
-                    beta=parameters.beta, budget=parameters.budget or None, samples=parameters.samples)
-    engine.warm_up()
-    return engine
-
-
-def _injected(parameters: Parameters) -> InjectedLatency:
-    return InjectedLatency(parameters.latency, parameters.latency_jitter, parameters.latency_spike,
-                           parameters.latency_spike_every)
+def _open_shadow(node: PolicyNode, contract: RobotContract, parameters: Parameters) -> Shadow | None:
+    if not parameters.shadow:
+        return None
+    from flow_vla_ros.shadow import Shadow
+    return Shadow(node, contract, parameters.report_file)
 
 
 def main() -> None:

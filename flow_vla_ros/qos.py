@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 
+if TYPE_CHECKING:  # reading bags needs torch, and the executor starts without
+    from flow_vla_core.data.offers import Offer
+
 __all__ = ['CHUNK', 'CLOCK', 'COMMAND', 'DIAGNOSTICS', 'LATCHED', 'LATCHED_STATE', 'RECORD', 'RELIABLE_SENSOR',
-           'SENSOR', 'STATE', 'STATUS', 'describe', 'for_recording']
+           'SENSOR', 'STATE', 'STATUS', 'describe', 'for_playing', 'for_recording']
 
 
 def _profile(depth: int, *, reliable: bool = True, latched: bool = False) -> QoSProfile:
@@ -35,6 +40,12 @@ def for_recording(node: Node, topic: str) -> QoSProfile:
     reliable = all(offer.reliability != ReliabilityPolicy.BEST_EFFORT for offer in offers)
     latched = bool(offers) and all(offer.durability == DurabilityPolicy.TRANSIENT_LOCAL for offer in offers)
     return _profile(RECORD.depth, reliable=reliable, latched=latched)
+
+
+def for_playing(offer: Offer) -> QoSProfile:
+    """Return what a recorded topic is offered with again; the history is deep enough for a reader that pauses."""
+    depth = max(1, offer.depth) if offer.latched else max(offer.depth, RELIABLE_SENSOR.depth)
+    return _profile(depth, reliable=offer.reliable, latched=offer.latched)
 
 
 def describe(profile: QoSProfile) -> dict[str, object]:

@@ -8,9 +8,23 @@ import os
 import resource
 import sys
 
-__all__ = ['lock_memory', 'set_priority', 'unlock_memory']
+__all__ = ['be_ordinary', 'be_punctual', 'lock_memory', 'set_priority', 'unlock_memory']
 
 MCL_CURRENT, MCL_FUTURE = 1, 2
+
+
+def be_punctual(priority: int, memory: bool) -> list[str]:
+    """Raise the priority, unless it is 0, and lock the memory, if asked for; return what the system refused."""
+    refused = {'priority': set_priority(priority) if priority else '', 'lock_memory': lock_memory() if memory else ''}
+    return [f'{name}: {reason}' for name, reason in refused.items() if reason]
+
+
+def be_ordinary(priority: int, memory: bool) -> None:
+    """Undo `be_punctual`."""
+    if priority:
+        set_priority(0)
+    if memory:
+        unlock_memory()
 
 
 def set_priority(priority: int) -> str:

@@ -96,7 +96,8 @@ def test_every_argument_reaches_a_node_or_all() -> None:
     assert set(ARGUMENTS) == taken | {'params_file', 'namespace', 'autostart', 'use_sim_time', 'robot'}
     for graph in GRAPHS.values():
         offered = set(graph.arguments) & taken
-        assert offered <= {key for name in (*graph.nodes, *graph.simulated) for key in NODES[name].takes}
+        assert offered <= {key for name in (*graph.nodes, *graph.simulated, *graph.watching)
+                            for key in NODES[name].takes}
 
 
 def test_simulator_makes_the_clock_and_the_others_follow_it() -> None:
@@ -122,6 +123,19 @@ def test_a_robots_own_policy_is_taken_and_execution_is_chosen_at_launch() -> Non
     assert Path(parameters['policy']['checkpoint']).parts[-2:] == ('checkpoints', 'so101')
     assert (parameters['policy']['realtime'], parameters['executor']['schedule']) == ('prefix', 'ensembling')
     assert 'schedule' not in parameters['policy'] and 'schedule' not in parameters['skill']
+
+
+def test_training_from_a_replay_takes_lists_and_lets_a_policy_watch() -> None:
+    arguments = {'contract': 'so101', 'bags': 'one,two', 'rate': '4', 'loop': 'true', 'out': 'run', 'steps': '300'}
+    player, trainer = graph_specs('replay_training', arguments)
+    assert player.parameters == {'contract': 'so101', 'bags': ['one', 'two'], 'rate': 4.0, 'loop': True,
+                                 'wait_for_subscribers': True, 'autostart': True}
+    assert trainer.parameters == {'contract': 'so101', 'out': 'run', 'steps': 300, 'use_sim_time': True,
+                                  'autostart': True}
+    watcher = graph_specs('replay_training', {**arguments, 'shadow': 'true'})[2]
+    assert (watcher.name, watcher.parameters['shadow'], watcher.parameters['follow_checkpoints']) == (
+        'policy', True, True)
+    assert Path(watcher.parameters['checkpoint']).parts[-2:] == ('checkpoints', 'so101')
 
 
 def test_unset_arguments_leave_the_parameter_files_their_say() -> None:

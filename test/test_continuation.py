@@ -14,6 +14,7 @@ from flow_vla_core.contract import RobotContract, find_contract
 from flow_vla_core.errors import ConfigError
 from flow_vla_core.execution import ChunkFollower
 from flow_vla_core.execution.continuation import DelayWindow, Succession, committed, continuation, leftover
+from flow_vla_core.execution.interpolation import Interpolator
 from flow_vla_core.types import ActionChunk, Continuation
 
 CONTRACT = RobotContract.load(find_contract('metaworld'))
@@ -167,6 +168,24 @@ def test_a_succession_continues_the_chunk_that_was_published_last() -> None:
     assert len(chunks.continuation(START + 5 * DT, 'stop').actions) == 3
     chunks.forget()
     assert chunks.continuation(START + 5 * DT, 'go') is None and chunks.delay == 3
+
+
+def test_two_plans_with_what_a_succession_keeps_are_one_curve_where_the_executor_goes_over() -> None:
+    # Cubics are smooth only as far as both plans have the same actions: value and slope at d ask for those up to d + 1.
+    contract = RobotContract.load(find_contract('so101'))
+    random, delay = np.random.default_rng(0), 3
+    plan = ActionChunk(START, DT, random.uniform(-1, 1, (16, 6)).astype(np.float32), instruction='go')
+    chunks = Succession(contract, replan_steps=5, realtime='prefix')
+    chunks.publish(plan, START + delay * DT)
+    rest = chunks.continuation(START + 5 * DT, 'go')
+    other = random.uniform(-1, 1, (16, 6)).astype(np.float32)
+    other[:rest.delay] = rest.actions[:rest.delay]
+    before, after = (Interpolator(contract, 'cubic')(actions) for actions in (plan.actions, other))
+    for steps in (delay - 0.5, delay - 1e-9, delay):
+        old, new = before.at(5 + steps), after.at(steps)
+        np.testing.assert_allclose(new.values, old.values, atol=1e-6)
+        np.testing.assert_allclose(new.rates, old.rates, atol=1e-4)
+    assert np.abs(before.at(5 + delay + 1.5).values - after.at(delay + 1.5).values).max() > 0.01
 
 
 def test_without_real_time_nothing_is_continued_and_an_unknown_mode_is_named() -> None:

@@ -401,6 +401,7 @@ def test_the_trace_holds_one_row_for_each_tick(graph: RosGraph, tmp_path: Path) 
     assert float(followed[-1]['command.ee.x']) == pytest.approx(0.1)
     assert float(followed[-1]['measured.ee_position.y']) == pytest.approx(0.6)
     assert abs(int(followed[0]['wall_time']) - time.time_ns()) < 60e9
+    assert 0 < min(float(row['work_ms']) for row in rows)
 
 
 def test_deactivation_slows_down_before_the_last_command(graph: RosGraph) -> None:

@@ -21,7 +21,7 @@ LAYERS = (
     ('divergence', 'flows', 'networks', 'solvers'),
     ('generators', 'encoders'),
     ('policy',),
-    ('engine', 'execution', 'training', 'evaluation', 'simulation'),
+    ('engine', 'execution', 'training', 'evaluation', 'simulation', 'teleoperation'),
     ('cli',),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -23,7 +23,7 @@ tomllib = pytest.importorskip('tomllib', reason='Python 3.10 has no TOML reader'
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ('flow_vla_core', 'flow_vla_ros')
 # Import names that differ from the distribution's; parts of ROS come as ros-<name>.
-DISTRIBUTIONS = {'yaml': 'pyyaml', 'PIL': 'pillow'}
+DISTRIBUTIONS = {'yaml': 'pyyaml', 'PIL': 'pillow', 'rerun': 'rerun-sdk'}
 INTERFACES = sorted((*ROOT.glob('msg/*.msg'), *ROOT.glob('srv/*.srv'), *ROOT.glob('action/*.action')))
 LAUNCH = ('launch', 'launch_ros')   # of a ROS distribution; on PyPI, launch is another program
 
@@ -105,9 +105,9 @@ def test_nodes_of_the_table_have_console_scripts() -> None:
 
 def test_every_import_is_a_declared_requirement() -> None:
     core = {distribution(name) for name in imported(ROOT / 'flow_vla_core')}
-    assert core <= requirements('sim', 'train'), core - requirements('sim', 'train')
+    assert core <= requirements('sim', 'data', 'train'), core - requirements('sim', 'data', 'train')
     both = core | {distribution(name) for name in imported(ROOT / 'flow_vla_ros')}
-    assert both <= requirements('sim', 'train', 'ros'), both - requirements('sim', 'train', 'ros')
+    assert both <= requirements('sim', 'data', 'train', 'ros'), both - requirements('sim', 'data', 'train', 'ros')
 
 
 def test_every_requirement_is_imported() -> None:
@@ -120,7 +120,7 @@ def test_ros_packages_are_named_for_rosdep_and_launch_never_for_pip() -> None:
     named = {element.text for element in root if element.tag.endswith('depend')}
     used = {name for folder in PACKAGES for name in imported(ROOT / folder) if distribution(name).startswith('ros-')}
     assert used | set(LAUNCH) <= named, (used | set(LAUNCH)) - named
-    assert not requirements('sim', 'train', 'ros', 'test') & set(LAUNCH)
+    assert not requirements('sim', 'data', 'train', 'ros', 'test') & set(LAUNCH)
 
 
 @pytest.fixture

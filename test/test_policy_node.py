@@ -33,10 +33,11 @@ from flow_vla_core.training.checkpoint import save_checkpoint
 from flow_vla_core.transforms import Statistics
 from flow_vla_core.types import Continuation, Generated, Observation
 from flow_vla_ros.codecs import encode_image, encode_state, from_time, message_to_chunk, message_type, to_time
+from flow_vla_ros.engines import load_engine
 from flow_vla_ros.inference import ActingEngine
 from flow_vla_ros.latency import InjectedLatency
 from flow_vla_ros.parameters import Parameters
-from flow_vla_ros.policy_node import PolicyNode, load_engine
+from flow_vla_ros.policy_node import PolicyNode
 from flow_vla_ros.qos import CHUNK, CLOCK, LATCHED, RELIABLE_SENSOR, STATE
 
 CONTRACT = RobotContract.load(find_contract('metaworld'))

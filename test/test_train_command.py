@@ -61,6 +61,29 @@ def test_bags_become_a_checkpoint_and_a_run_can_be_resumed(bags: Path, settings:
         train('metaworld', [bags], out, settings, resume=True, batch_size=3, skip_unusable=True, threads=1, workers=1)
 
 
+def test_datasets_are_weighed_and_counted_and_a_dry_run_writes_nothing(bags: Path, settings: str, tmp_path: Path,
+                                                                       capsys: pytest.CaptureFixture) -> None:
+    for index in range(2):
+        record(tmp_path / 'more' / str(index), steps(9), {**MARKS, 'instruction': 'shut it'})
+    given = [f'{bags}=3', str(tmp_path / 'more')]
+    usual = {'skip_unusable': True, 'threads': 1, 'workers': 1}
+    train('metaworld', given, tmp_path / 'run', settings, dry_run=True, **usual)
+    text = capsys.readouterr().out
+    for part in ('75.0%', '25.0%', f'{bags}: 2 episodes to train on, weight 3', 'validation: 2 episodes',
+                 '4 steps of 2 windows in 1 parts over 1 processes', 'memory-mapped from the cache'):
+        assert part in text
+    assert not (tmp_path / 'run').exists()
+    train('metaworld', given, tmp_path / 'run', settings, **usual)
+    report = json.loads((tmp_path / 'run' / 'report.json').read_text())
+    assert [entry['windows'] for entry in report['mixture']['datasets']] == [12, 9]
+    assert [entry['share'] for entry in report['mixture']['datasets']] == pytest.approx([0.75, 0.25])
+    assert [(entry['name'], entry['windows']) for entry in report['mixture']['actors']] == [('nobody', 21)]
+    with pytest.raises(CheckpointError, match=r'datasets: \[3.0, None\] then, \[None, None\] now'):
+        train('metaworld', [bags, tmp_path / 'more'], tmp_path / 'run', settings, resume=True, **usual)
+    with pytest.raises(ConfigError, match='more/0: lies in .*more, which is given too'):
+        train('metaworld', [tmp_path / 'more', tmp_path / 'more' / '0'], tmp_path / 'other', settings, **usual)
+
+
 def family(folder: Path, name: str) -> str:
     """Write the smallest settings of a family."""
     values = {**SMALL, 'policy': {**SMALL['policy'], 'generator': {'family': name}}}
@@ -125,7 +148,7 @@ def test_bags_are_chosen_by_their_outcome(bags: Path, tmp_path: Path) -> None:
         choose_bags([bags], ['sucess'])
     with pytest.raises(DataError, match='no such folder'):
         choose_bags([tmp_path / 'nowhere'])
-    with pytest.raises(DataError, match='no rosbag2 folder'):
+    with pytest.raises(DataError, match='holds no bag'):
         choose_bags([tmp_path])
     with pytest.raises(DataError, match='none with the outcome unknown'):
         choose_bags([bags], ['unknown'])

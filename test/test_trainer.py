@@ -69,7 +69,8 @@ def test_200_steps_equal_100_and_a_resume_and_100(tmp_path: Path) -> None:
 def test_a_run_leaves_all_that_it_promises(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, replace(CONFIG, steps=20, validate_every=10))
     trainer.run()
-    assert {'checkpoint', 'resume', 'report.json', 'curves.png', 'events'} == {path.name for path in tmp_path.iterdir()}
+    assert {'checkpoint', 'resume', 'report.json', 'curves.png', 'events', 'config.yaml', 'environment.json',
+            'metrics.csv', 'samples.png', 'README.txt'} == {path.name for path in tmp_path.iterdir()}
     written = load_checkpoint(tmp_path / 'checkpoint', small_contract(size=(12, 12)))
     assert equal_weights(written, trainer.average.module)
     report = json.loads((tmp_path / 'report.json').read_text())

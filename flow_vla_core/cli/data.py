@@ -1,4 +1,4 @@
-"""The command `flow-vla data`: looks at recorded bags, checks, cuts and shows them."""
+"""The command `flow-vla data`: looks at recorded bags, checks, cuts and shows them, and exchanges them with LeRobot."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import Progress
 import typer
 
+from flow_vla_core.cli import exchange
 from flow_vla_core.contract import RobotContract, find_contract
 from flow_vla_core.data.bags import find_bags
 from flow_vla_core.data.editing import Written
@@ -19,7 +20,9 @@ from flow_vla_core.errors import ConfigError, DataError
 
 __all__ = ['app']
 
-app = typer.Typer(no_args_is_help=True, help='Look at recorded bags; check, cut and show them.')
+app = typer.Typer(no_args_is_help=True, help='Look at recorded bags; check, cut, show and exchange them.')
+app.command('export')(exchange.export)
+app.command('import')(exchange.import_)
 
 Bags = Annotated[list[Path], typer.Argument(help='Bags, or folders with bags below.')]
 Contract = Annotated[str | None, typer.Option(

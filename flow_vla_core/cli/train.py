@@ -15,6 +15,7 @@ from rich.progress import track
 import torch
 import typer
 
+from flow_vla_core.cli.train_plan import print_plan
 from flow_vla_core.config import from_values, load_yaml
 from flow_vla_core.contract import RobotContract, config_folder, find_contract
 from flow_vla_core.data.cache import EpisodeCache, default_cache
@@ -28,28 +29,43 @@ from flow_vla_core.training.build import build_policy, seeded
 from flow_vla_core.training.checkpoint import load_checkpoint
 from flow_vla_core.training.config import TrainConfig
 from flow_vla_core.training.episodes import choose_bags, hold_out, load_episodes
+from flow_vla_core.training.mixture import Dataset, choose_dataset
 from flow_vla_core.training.policy_objective import PolicyObjective
-from flow_vla_core.training.trainer import RESUME, FlowTrainer
+from flow_vla_core.training.run_folder import RESUME
+from flow_vla_core.training.trainer import FlowTrainer
+from flow_vla_core.training.world import World
 
 __all__ = ['load_config', 'train']
+
+IN_PLACE = 'In place of the settings.'
 
 
 def train(
     contract: Annotated[str, typer.Option(help='Robot contract: a file, or a name in config/robots.')],
-    bags: Annotated[list[Path], typer.Option(help='Folder below which the bags lie; may be given several times.')],
+    bags: Annotated[list[str], typer.Option(
+        metavar='DIR[=WEIGHT]', help='Folder below which bags lie, and how often it is drawn beside the others; may be '
+        'given several times.')],
     out: Annotated[Path, typer.Option(help='Folder of the run.')],
     config: Annotated[str | None, typer.Option(
         help='Settings: a file, or a name in config/train; without it the defaults.')] = None,
     teacher: Annotated[Path | None, typer.Option(
         help='Checkpoint of the policy that a family of students learns from and begins as.')] = None,
     resume: Annotated[bool, typer.Option(help='Go on from the last checkpoint in the folder of the run.')] = False,
-    steps: Annotated[int | None, typer.Option(help='In place of the settings.')] = None,
-    batch_size: Annotated[int | None, typer.Option(help='In place of the settings.')] = None,
-    seed: Annotated[int | None, typer.Option(help='In place of the settings.')] = None,
+    dry_run: Annotated[bool, typer.Option('--dry-run', help='Read the bags, show what would be trained, and end.')]
+    = False,
+    steps: Annotated[int | None, typer.Option(help=IN_PLACE)] = None,
+    batch_size: Annotated[int | None, typer.Option(help=IN_PLACE)] = None,
+    accumulate: Annotated[int | None, typer.Option(
+        help=f'{IN_PLACE} Parts that a batch is cut into; at least one for each process.')] = None,
+    patience: Annotated[int | None, typer.Option(help=f'{IN_PLACE} Validations without a better one; 0: no end.')]
+    = None,
+    half: Annotated[bool | None, typer.Option('--half/--no-half', help=f'{IN_PLACE} bfloat16.')] = None,
+    compile: Annotated[bool | None, typer.Option('--compile/--no-compile', help=f'{IN_PLACE} torch.compile.')] = None,
+    seed: Annotated[int | None, typer.Option(help=IN_PLACE)] = None,
     outcome: Annotated[list[str] | None, typer.Option(
         help='Train on episodes with this outcome, by default success; may be repeated.')] = None,
     skip_unusable: Annotated[bool, typer.Option(help='Leave out bags that cannot be read, and say why.')] = False,
-    threads: Annotated[int, typer.Option(help='Threads of torch; 0 takes all cores.')] = 0,
+    threads: Annotated[int, typer.Option(help='Threads of torch; 0 shares all cores among the processes.')] = 0,
     workers: Annotated[int, typer.Option(help='Processes that read bags; 0 takes all cores.')] = 0,
     device: Annotated[str, typer.Option(help='auto, cpu or cuda.')] = 'auto',
     cache: Annotated[str | None, typer.Option(
@@ -61,27 +77,33 @@ def train(
     lead: Annotated[int, typer.Option(min=1, help='Steps of the policy, with --actions state.')] = 1,
     cache_limit: Annotated[float, typer.Option(min=0, help='Bytes that the cache may take, in GB; 0 for any.')] = 0,
 ) -> None:
-    """Train a policy from recorded bags; stop it at any time and go on with --resume."""
-    console = Console()
-    cores = os.cpu_count() or 1
-    torch.set_num_threads(threads or cores)
-    settings = load_config(config, steps=steps, batch_size=batch_size, seed=seed)
-    where = _device(device)
-    _check_folder(out, resume)
+    """Train a policy from recorded bags; stop it at any time and go on with --resume. Under torchrun several processes
+    train together."""
+    settings = load_config(config, steps=steps, batch_size=batch_size, accumulate=accumulate, patience=patience,
+                           half=half, compile=compile, seed=seed)
+    kind = _device(device)
+    _check_folder(out, resume or dry_run)
     robot = RobotContract.load(find_contract(contract))
     master = _read_teacher(teacher, settings, robot)
-    episodes = _read(bags, robot, outcome or ['success'], workers or cores, skip_unusable, console,
-                     _cache(cache, cache_limit), ReadOptions(cut, instruction, actions, lead))
-    learn, held = hold_out(episodes, settings.holdout, settings.seed)
-    shape = (settings.policy.horizon, robot.history)
-    objective = PolicyObjective(build_policy(settings, robot, learn, master), Windows(learn, *shape),
-                                Windows(held, *shape) if held else None, settings)
-    trainer = FlowTrainer(objective, settings, out, where, console)
-    if resume:
-        trainer.resume()
-    with _stop_on_signals(trainer):
-        trainer.run()
-    console.print(f'step {trainer.step} of {settings.steps}: {out / "checkpoint"}', soft_wrap=True)
+    datasets = _parse_datasets(bags)
+    cores = os.cpu_count() or 1
+    torch.set_num_threads(threads or max(1, cores // int(os.environ.get('LOCAL_WORLD_SIZE', 1))))
+    with World.joined(kind) as world:
+        console = Console(quiet=not world.leads)
+        with world.first_alone():
+            episodes = _read(datasets, robot, outcome or ['success'], workers or cores, skip_unusable, console,
+                             _cache(cache, cache_limit), ReadOptions(cut, instruction, actions, lead))
+        objective = _objective(settings, robot, master, datasets, episodes)
+        world.check_alike(objective.identity())
+        if dry_run:
+            print_plan(console, objective, settings, world.size)
+            return
+        trainer = FlowTrainer(objective, settings, out, world.device, console, world)
+        if resume:
+            trainer.resume()
+        with _stop_on_signals(trainer):
+            trainer.run()
+        console.print(f'step {trainer.step} of {settings.steps}: {out / "checkpoint"}', soft_wrap=True)
 
 
 def load_config(name: str | None, **changes: Any) -> TrainConfig:
@@ -114,10 +136,20 @@ def _read_teacher(folder: Path | None, config: TrainConfig, contract: RobotContr
     return None if folder is None else load_checkpoint(folder, contract)
 
 
-def _read(folders: Sequence[Path], contract: RobotContract, outcomes: Sequence[str], workers: int,
-          skip: bool, console: Console, cache: EpisodeCache | None = None,
-          options: ReadOptions | None = None) -> list[Episode]:
-    chosen, others = choose_bags(folders, outcomes)
+def _parse_datasets(texts: Sequence[str | Path]) -> list[Dataset]:
+    """Read ``DIR[=WEIGHT]``; a bag that lies in two datasets would count twice."""
+    datasets = [Dataset.parse(str(text)) for text in texts]
+    places = [dataset.folder.resolve() for dataset in datasets]
+    for number, place in enumerate(places):
+        if within := [other for other in places[:number] + places[number + 1:] if place.is_relative_to(other)]:
+            raise ConfigError(f'--bags {datasets[number].folder}: lies in {within[0]}, which is given too; its bags '
+                              'would count twice')
+    return datasets
+
+
+def _read(datasets: Sequence[Dataset], contract: RobotContract, outcomes: Sequence[str], workers: int, skip: bool,
+          console: Console, cache: EpisodeCache | None, options: ReadOptions) -> list[Episode]:
+    chosen, others = choose_bags([dataset.folder for dataset in datasets], outcomes)
     console.print(f'{len(chosen)} bags with the outcome {" or ".join(outcomes)}, {len(others)} others left out')
 
     def tell(error: DataError) -> None:
@@ -130,6 +162,19 @@ def _read(folders: Sequence[Path], contract: RobotContract, outcomes: Sequence[s
         raise DataError(f'{len(chosen)} bags hold no episode with the outcome {" or ".join(outcomes)}')
     console.print(f'{len(episodes)} episodes, {sum(map(len, episodes))} frames')
     return episodes
+
+
+def _objective(config: TrainConfig, contract: RobotContract, teacher: FlowVLA | None, datasets: Sequence[Dataset],
+               episodes: Sequence[Episode]) -> PolicyObjective:
+    """Hold out episodes of each dataset, and build the policy on the others."""
+    learn, held = [], []
+    for number in range(len(datasets)):
+        some = [episode for episode in episodes if choose_dataset(episode.source, datasets) == number]
+        for found, part in zip((learn, held), hold_out(some, config.holdout, config.seed)):
+            found += part
+    shape = (config.policy.horizon, contract.history)
+    return PolicyObjective(build_policy(config, contract, learn, teacher), Windows(learn, *shape),
+                           Windows(held, *shape) if held else None, config, datasets)
 
 
 def _cache(folder: str | None, limit: float) -> EpisodeCache | None:

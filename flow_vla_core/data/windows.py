@@ -76,18 +76,29 @@ class Windows:
         """Number of the episode that each window comes from, (len,)."""
         return self._episode
 
+    @property
+    def frame_of(self) -> np.ndarray:
+        """Frame of each window's newest observation and first action, all episodes' frames in one row, (len,)."""
+        return self._starts[self._episode] + self._place
+
+    def frames_ahead(self, indices: Sequence[int] | np.ndarray | torch.Tensor) -> np.ndarray:
+        """Return the frames (B, H) of the windows' actions, the last one of the episode repeated."""
+        indices = np.asarray(indices, np.int64)
+        episodes = self._episode[indices]
+        ahead = self._place[indices][:, None] + np.arange(self.horizon)
+        return self._starts[episodes][:, None] + np.minimum(ahead, self._lengths[episodes][:, None] - 1)
+
     def gather(self, indices: Sequence[int] | np.ndarray | torch.Tensor) -> Window:
         """Return many windows at once, in the order of ``indices``."""
         indices = np.asarray(indices, np.int64)
         episodes, places = self._episode[indices], self._place[indices]
         seen = places[:, None] + np.arange(1 - self.history, 1)
         ahead = places[:, None] + np.arange(self.horizon)
-        last = self._lengths[episodes][:, None] - 1
-        starts = self._starts[episodes][:, None]
+        starts, lengths = self._starts[episodes][:, None], self._lengths[episodes][:, None]
         return Window({name: self._images(name, episodes, seen) for name in self.episodes[0].images},
                       self._state[torch.from_numpy(starts + seen)],
-                      self._actions[torch.from_numpy(starts + np.minimum(ahead, last))],
-                      torch.from_numpy(ahead <= last), torch.from_numpy(episodes))
+                      self._actions[torch.from_numpy(self.frames_ahead(indices))],
+                      torch.from_numpy(ahead < lengths), torch.from_numpy(episodes))
 
     def _images(self, name: str, episodes: np.ndarray, seen: np.ndarray) -> torch.Tensor:
         """Copy (B, T) frames; the result is (B, T, C, Y, X) with the channels innermost in memory."""

@@ -52,7 +52,9 @@ def plot_motion(path: Path, motion: Motion) -> None:
 
 
 def plot_latency(path: Path, delays: Mapping[str, np.ndarray]) -> None:
-    """Draw one histogram for each set of delays, with its median and its 99th percentile.
+    """Draw one histogram for each set of delays, with its median, its 99th percentile and its longest value.
+
+    The axis ends somewhat above the 99th percentile: a single long delay would press all others into one bar.
 
     Args:
         path: of the picture.
@@ -62,10 +64,12 @@ def plot_latency(path: Path, delays: Mapping[str, np.ndarray]) -> None:
     figure, axes = _subplots(max(1, len(delays)), 1, (8, 2.4 * max(1, len(delays))))
     for axis, (name, values) in zip(axes, delays.items()):
         p50, p99 = np.percentile(values, [50, 99])
-        axis.hist(values, bins=60, color='0.6')
+        high = p99 + 0.25 * (p99 - values.min())
+        axis.hist(values, bins=60, range=(values.min(), high) if high > values.min() else None, color='0.6')
         axis.axvline(p50, color='tab:blue', label=f'p50 {p50:.1f} ms')
         axis.axvline(p99, color='tab:red', label=f'p99 {p99:.1f} ms')
-        axis.set_xlabel(f'{name}, ms ({len(values)} values)')
+        axis.set_xlabel(f'{name}, ms ({len(values)} values, {np.count_nonzero(values > high)} beyond this axis, '
+                        f'longest {values.max():.1f})')
         axis.set_ylabel('count')
         axis.legend(fontsize=8)
     _save(figure, path)

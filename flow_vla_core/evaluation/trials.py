@@ -132,7 +132,8 @@ class BimodalTrial(Trial):
     def draw(self, folder: Path, made: Mapping[str, Tensor], results: Sequence[FamilyResult]) -> None:
         """Draw the ways that each family takes for one observation."""
         own = {result.name: result.measures[0] for result in results}
-        notes = {name: f'{measure.evaluations} evaluations, W2 {measure.scores["w2"]:.2f}, '
-                       f'{measure.scores["between"]:.0%} between' for name, measure in own.items()}
+        notes = {name: f'{measure.evaluations} evaluation{"s" * (measure.evaluations > 1)}, '
+                       f'W2 {measure.scores["w2"]:.2f}, {measure.scores["between"]:.0%} between'
+                 for name, measure in own.items()}
         expert, _ = self.examples(len(next(iter(made.values()))))
         plot_chunks(folder / 'chunks.png', expert.numpy(), {name: made[name].numpy() for name in made}, notes)

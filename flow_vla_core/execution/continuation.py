@@ -17,6 +17,7 @@ __all__ = ['REALTIME', 'DelayWindow', 'Realtime', 'Succession', 'committed', 'co
 
 Realtime = Literal['none', 'guided', 'prefix']
 REALTIME: tuple[Realtime, ...] = ('none', 'guided', 'prefix')
+SEAM = 2     # actions: a curve through two plans is one as far as it goes by actions that both have
 NEAR = 1e-3  # of a step: stamps that are so close to the plan's grid lie on it
 
 
@@ -120,7 +121,9 @@ def committed(rest: Continuation) -> Continuation | None:
 class Succession:
     """Decides when the next chunk is due, and what it has to continue: the chunk that was published last.
 
-    The policy node and the loop in one process both go by it.
+    The policy node and the loop in one process both go by it. Where commands go out faster than actions, between two of
+    them the robot is on its way to the next one already, as steep as the one after that wants: two actions more than
+    the delay are then kept, so that value and slope agree where the executor goes over to the new chunk.
 
     Args:
         contract: of the robot.
@@ -150,6 +153,7 @@ class Succession:
             raise ConfigError(f'realtime: {realtime!r}; {closest(realtime, REALTIME)}')
         self._contract, self._replan, self._realtime = contract, replan_steps, realtime
         self._dt = contract.rates.policy_dt_ns
+        self._seam = SEAM if contract.rates.control_hz * contract.rates.policy_dt > 1 + NEAR else 0
         self._window = DelayWindow(self._dt, window)
         self.forget()
 
@@ -162,6 +166,11 @@ class Succession:
         """Let the next chunk begin anew; what is known of delays stays."""
         self._tried: tuple[int, str] | None = None
         self._plan: ActionChunk | None = None
+        self._since, self._disowned = 0, False
+
+    def disown(self, now: int) -> None:
+        """Note that at a time, ns, no plan of ours was followed: one from before then has nothing to continue."""
+        self._disowned = self._disowned or self._since < now
 
     def is_due(self, stamp: int, words: str) -> bool:
         """Whether a chunk should be made from the observation of a time, ns: never twice from the same one."""
@@ -177,12 +186,12 @@ class Succession:
 
     def continuation(self, stamp: int, words: str) -> Continuation | None:
         """Return what a chunk that is begun now has to continue; of a plan for other words, what can't be undone."""
-        if self._realtime == 'none' or self._plan is None:
+        if self._realtime == 'none' or self._plan is None or self._disowned:
             return None
-        rest = continuation(self._plan, stamp, self.delay, self._replan, self._contract)
+        rest = continuation(self._plan, stamp, self.delay + self._seam, self._replan, self._contract)
         return rest if rest is None or self._plan.instruction == words else committed(rest)
 
     def publish(self, chunk: ActionChunk, now: int) -> int:
         """Put a chunk into force at a time, ns; return the policy steps since its stamp, rounded up."""
-        self._plan = chunk
+        self._plan, self._since, self._disowned = chunk, now, False
         return self._window.add(now - chunk.stamp)

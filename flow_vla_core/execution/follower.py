@@ -125,8 +125,13 @@ class ChunkFollower:
         """Wait for a new chunk."""
         self._stopped = False
 
-    def accept(self, chunk: ActionChunk, now: int) -> bool:
+    def accept(self, chunk: ActionChunk, now: int, *, anew: bool = False) -> bool:
         """Put a chunk into force; tell whether it is, which it isn't during an emergency stop.
+
+        Args:
+            chunk: to follow.
+            now: ROS time, ns.
+            anew: it is somebody else's: the plans in force are neither continued nor blended with it.
 
         Raises:
             ChunkShape: if it is not (H, A) with H at least 1.
@@ -143,12 +148,13 @@ class ChunkFollower:
         end = end if self._trust is None else min(end, begin + self._trust)
         sure = not self._careful_below or chunk.confidence >= self._careful_below
         plan = Plan(chunk, self._interpolator(chunk.actions), begin, end, (now - chunk.stamp) / self._dt, sure)
-        self._admission.check_times(plan, self._plans[-1] if self._plans else None, now)
+        before = () if anew else self._plans
+        self._admission.check_times(plan, before[-1] if before else None, now)
         self._admission.check_start(plan, self._asked_by(plan, now).values,
                                     [limiter.last for _, _, limiter in self._parts], now)
         if self._stopped:
             return False
-        self._plans, self._began, self._jumped = self._schedule.keep(self._plans, plan), True, False
+        self._plans, self._began, self._jumped = self._schedule.keep(before, plan), True, False
         return True
 
     def command(self, now: int, measured: Mapping[str, np.ndarray] | None = None) -> Command:

@@ -18,7 +18,7 @@ __all__ = ['build_policy', 'seeded']
 
 
 def build_policy(config: TrainConfig, contract: RobotContract, episodes: Sequence[Episode],
-                 teacher: FlowVLA | None = None) -> FlowVLA:
+                 teacher: FlowVLA | None = None, words: Sequence[str] = ()) -> FlowVLA:
     """Make an untrained policy with the statistics and the words of the episodes, or with those of its teacher.
 
     Args:
@@ -26,11 +26,13 @@ def build_policy(config: TrainConfig, contract: RobotContract, episodes: Sequenc
         contract: of the robot.
         episodes: to be trained on.
         teacher: for a family that learns from one.
+        words: further instructions whose words the policy is to know, without a teacher.
 
     Raises:
         ConfigError: if the teacher does not fit; names the setting.
     """
-    statistics, vocabulary = (_describe(episodes) if teacher is None else (teacher.statistics, teacher.vocabulary))
+    statistics, vocabulary = (_describe(episodes, words) if teacher is None
+                              else (teacher.statistics, teacher.vocabulary))
     with seeded(config.seed):
         policy = FlowVLA.create(config.policy, contract, statistics, vocabulary)
         if teacher is not None:
@@ -46,7 +48,7 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def _describe(episodes: Sequence[Episode]) -> tuple[dict[str, Statistics], Vocabulary]:
+def _describe(episodes: Sequence[Episode], words: Sequence[str]) -> tuple[dict[str, Statistics], Vocabulary]:
     statistics = {name: Statistics.of(torch.cat([torch.from_numpy(getattr(episode, name)) for episode in episodes]))
                   for name in ('state', 'actions')}
-    return statistics, Vocabulary.from_instructions(episode.instruction for episode in episodes)
+    return statistics, Vocabulary.from_instructions([*(episode.instruction for episode in episodes), *words])

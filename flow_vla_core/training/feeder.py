@@ -19,6 +19,8 @@ class Feeder:
     Args:
         windows: where from.
         vocabulary: numbers the words.
+        learned: (F,) bool, whether the action of a frame counts, all episodes' frames in one row; a chunk counts up to
+            the first action that does not. None counts all.
 
     Example:
         >>> import numpy as np
@@ -32,20 +34,16 @@ class Feeder:
         (torch.Size([2, 4, 2]), [[True, True, True, True], [True, True, False, False]])
     """
 
-    def __init__(self, windows: Windows, vocabulary: Vocabulary) -> None:
-        self.windows = windows
+    def __init__(self, windows: Windows, vocabulary: Vocabulary, learned: Tensor | None = None) -> None:
+        self.windows, self._learned = windows, learned
         texts = [episode.instruction for episode in windows.episodes]
         self._words = vocabulary.batch(texts)
-        self._instruction = torch.tensor([sorted(set(texts)).index(text) for text in texts])
-
-    @property
-    def groups(self) -> Tensor:
-        """(N,) the instruction of each window, as a number."""
-        return self._instruction[torch.as_tensor(self.windows.episode_of)]
 
     def batch(self, indices: Tensor) -> tuple[Batch, Tensor, Tensor]:
         """Return observations, actions (B, H, A) and mask (B, H)."""
         images, state, actions, mask, episode = self.windows.gather(indices)
+        if self._learned is not None:
+            mask &= self._learned[torch.from_numpy(self.windows.frames_ahead(indices))].cummin(1).values
         return Batch(images, state, self._words[episode]), actions, mask
 
     def augmented(self, indices: Tensor, shift: int, state_noise: Tensor,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,17 @@ from flow_vla_core.policy import FlowVLA
 from flow_vla_core.training.checkpoint import save_checkpoint
 from flow_vla_core.training.config import TrainConfig
 from flow_vla_core.training.feeder import Feeder
+from flow_vla_core.training.mixture import Dataset, Mixture
 from flow_vla_core.training.objective import Objective, digest
-from flow_vla_core.training.sampler import balanced
+from flow_vla_core.training.samples import plot_samples
 from flow_vla_core.types import Batch
 
 __all__ = ['PolicyObjective']
+
+METRICS = ('validation_loss', 'chunk_error')
+SHOWN = 3  # moments in the picture
+
+Examples = tuple[Batch, Tensor, Tensor]  # observations, actions (B, H, A) and mask (B, H)
 
 
 class PolicyObjective(Objective):
@@ -31,6 +37,7 @@ class PolicyObjective(Objective):
         train: windows to learn from.
         validation: windows of other episodes, or None.
         config: of the training; the loop's part of it goes to the trainer.
+        datasets: that the episodes come from, with their weights.
 
     Example:
         >>> import numpy as np
@@ -53,26 +60,39 @@ class PolicyObjective(Objective):
 
     module: FlowVLA
 
-    def __init__(self, policy: FlowVLA, train: Windows, validation: Windows | None, config: TrainConfig) -> None:
+    def __init__(self, policy: FlowVLA, train: Windows, validation: Windows | None, config: TrainConfig,
+                 datasets: Sequence[Dataset] = ()) -> None:
         super().__init__(policy)
-        self.config = config
-        self._train = Feeder(train, policy.vocabulary)
-        self._validation = Feeder(validation, policy.vocabulary) if validation else None
+        self.config, self.datasets = config, tuple(datasets)
+        self._use(train)
+        self._validation, self._held = self._hold(validation)
         self._state_noise = config.state_noise * policy.normalise_state.scale.cpu()
 
     def __len__(self) -> int:
         return len(self._train.windows)
 
     @property
-    def weights(self) -> Tensor | None:
-        """(N,) by which each instruction is drawn equally often, if that is asked for."""
-        return balanced(self._train.groups) if self.config.balance else None
+    def ahead(self) -> int:
+        """Batches that are fetched early."""
+        return self.config.prefetch
 
-    def loss(self, module: FlowVLA, indices: Tensor, generator: torch.Generator) -> Tensor:
+    @property
+    def weights(self) -> Tensor | None:
+        """(N,) how often each window is drawn, by dataset, instruction, outcome and actor."""
+        return self.mixture.weights()
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What `validate` returns, if there is something to validate on."""
+        return () if self._validation is None else METRICS
+
+    def load(self, indices: Tensor, generator: torch.Generator) -> Examples:
+        """Gather windows, shift their images and add noise to their states."""
+        return self._train.augmented(indices, self.config.shift, self._state_noise, generator)
+
+    def loss(self, module: FlowVLA, examples: Examples, generator: torch.Generator) -> Tensor:
         """Return the policy's loss."""
-        batch, actions, mask = self._to_device(
-            *self._train.augmented(indices, self.config.shift, self._state_noise, generator))
-        return module.loss(batch, actions, mask, generator)
+        return module.loss(*self._to_device(*examples), generator)
 
     def validate(self, module: FlowVLA, generator: torch.Generator) -> dict[str, float]:
         """Measure on held-out episodes, in the precision in which the policy acts.
@@ -82,14 +102,20 @@ class PolicyObjective(Objective):
         """
         if self._validation is None:
             return {}
-        order = torch.randperm(len(self._validation.windows), generator=generator)
+        order = self._held[torch.randperm(len(self._held), generator=generator)]
         losses, errors = [], []
         for indices in order.split(self.config.batch_size)[:self.config.validation_batches]:
             batch, actions, mask = self._to_device(*self._validation.batch(indices))
             losses.append(module.loss(batch, actions, mask, generator))
             made = module.normalise_actions(module.sample(batch, generator=generator))
             errors.append(masked_mean((made - module.normalise_actions(actions)).abs(), mask))
-        return {'validation_loss': torch.stack(losses).mean().item(), 'chunk_error': torch.stack(errors).mean().item()}
+        return dict(zip(METRICS, (torch.stack(losses).mean().item(), torch.stack(errors).mean().item())))
+
+    def picture(self, path: Path, module: FlowVLA) -> None:
+        """Draw chunks for a few moments of held-out episodes beside what was done."""
+        if self._validation is not None:
+            places = torch.linspace(0, len(self._held) - 1, 2 * SHOWN + 1)[1::2].long()  # not the end of an episode
+            plot_samples(path, module, self._validation, self._held[places], self.device)
 
     def after_step(self) -> None:
         """Tell the generator."""
@@ -109,6 +135,7 @@ class PolicyObjective(Objective):
         """Name the robot, the words, the examples and, of a student, the teacher."""
         policy, windows = self.module, self._train.windows
         found = {'contract': policy.contract.label, 'words': list(policy.vocabulary.words),
+                 'datasets': [dataset.weight for dataset in self.datasets],
                  'episodes': len(windows.episodes), 'windows': len(windows),
                  'statistics': {name: asdict(group) for name, group in policy.statistics.items()}}
         if policy.student is not None:
@@ -119,9 +146,22 @@ class PolicyObjective(Objective):
         """Count episodes, frames and windows."""
         held = self._validation
         return {'contract': self.module.contract.label, 'train': _count(self._train.windows),
-                'validation': _count(held.windows) if held else None, 'words': list(self.module.vocabulary.words)}
+                'validation': _count(held.windows) if held else None, 'words': list(self.module.vocabulary.words),
+                'mixture': self.mixture.table()}
 
-    def _to_device(self, batch: Batch, actions: Tensor, mask: Tensor) -> tuple[Batch, Tensor, Tensor]:
+    def _use(self, windows: Windows) -> None:
+        self.mixture = Mixture(windows, self.config, self.datasets)
+        self._train = Feeder(windows, self.module.vocabulary, self.mixture.learned)
+
+    def _hold(self, windows: Windows | None) -> tuple[Feeder | None, Tensor]:
+        """Return a feeder of windows to validate on and the numbers of those that training would draw."""
+        if windows is None:
+            return None, torch.empty(0)
+        mixture = Mixture(windows, self.config)
+        used = mixture.used.nonzero().flatten()
+        return (Feeder(windows, self.module.vocabulary, mixture.learned) if len(used) else None), used
+
+    def _to_device(self, batch: Batch, actions: Tensor, mask: Tensor) -> Examples:
         return batch.to(self.device), actions.to(self.device), mask.to(self.device)
 
 

@@ -1,18 +1,22 @@
-"""The report of a training: what was trained on what and how, and its curves."""
+"""The curves of a training, and what it runs on."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-import json
+from dataclasses import dataclass
+from importlib.metadata import version
+import os
 from pathlib import Path
 import platform
-import subprocess
 from typing import Any
 
 import torch
 
-__all__ = ['Point', 'environment', 'git_commit', 'plot_curves', 'write_report']
+from flow_vla_core.evaluation.report import git_state
+
+PACKAGES = ('numpy', 'safetensors')
+
+__all__ = ['Point', 'environment', 'plot_curves']
 
 
 @dataclass(frozen=True)
@@ -32,24 +36,15 @@ class Point:
     values: dict[str, float]
 
 
-def environment() -> dict[str, Any]:
+def environment(device: torch.device | str = 'cpu') -> dict[str, Any]:
     """Say what the training runs on."""
-    return {'torch': torch.__version__, 'python': platform.python_version(), 'machine': platform.machine(),
-            'threads': torch.get_num_threads(), 'git_commit': git_commit()}
-
-
-def write_report(folder: Path, description: dict[str, Any], points: Sequence[Point], step: int,
-                 seconds: float) -> None:
-    """Write ``report.json`` and ``curves.png``."""
-    newest: dict[str, float] = {}
-    for point in points:
-        newest |= point.values
-    report = {**description, 'steps': step, 'seconds': round(seconds, 1), 'newest': newest,
-              'points': [asdict(point) for point in points]}
-    temporary = folder / '.report.json'
-    temporary.write_text(json.dumps(report, indent=1))
-    temporary.replace(folder / 'report.json')
-    plot_curves(folder / 'curves.png', points)
+    device = torch.device(device)
+    commit, modified = git_state()
+    return {'git_commit': commit, 'git_modified': modified, 'python': platform.python_version(),
+            'machine': platform.machine(), 'system': platform.platform(), 'cores': os.cpu_count(),
+            'threads': torch.get_num_threads(),
+            'device': torch.cuda.get_device_name(device) if device.type == 'cuda' else str(device),
+            'torch': torch.__version__, **{name: version(name) for name in PACKAGES}}
 
 
 def plot_curves(path: Path, points: Sequence[Point]) -> None:
@@ -70,13 +65,3 @@ def plot_curves(path: Path, points: Sequence[Point]) -> None:
             axes.legend()
     rate.set_xlabel('step')
     figure.savefig(path, dpi=110)
-
-
-def git_commit() -> str | None:
-    """Return the commit of the source tree, if there is one."""
-    try:
-        done = subprocess.run(['git', 'rev-parse', 'HEAD'], cwd=Path(__file__).parent, capture_output=True, text=True,
-                              timeout=5, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()

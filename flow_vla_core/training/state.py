@@ -31,11 +31,10 @@ class TrainingState:
         module: being trained.
         average: of its weights.
         optimiser: of those parameters that have a gradient.
-        generator: source of all randomness of the steps.
 
     Example:
         >>> module = nn.Linear(1, 1)
-        >>> parts = Average(module, 0.9), torch.optim.AdamW(module.parameters()), torch.Generator()
+        >>> parts = Average(module, 0.9), torch.optim.AdamW(module.parameters())
         >>> state = TrainingState(module, *parts)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     state.save(Path(folder) / 'resume', {'step': 3})
@@ -46,7 +45,6 @@ class TrainingState:
     module: nn.Module
     average: Average
     optimiser: torch.optim.Optimizer
-    generator: torch.Generator
 
     def save(self, folder: Path, numbers: dict[str, Any]) -> None:
         """Write everything and ``numbers``; a folder that is there already is replaced in one step."""
@@ -76,8 +74,7 @@ class TrainingState:
         return numbers
 
     def _tensors(self) -> dict[str, Tensor]:
-        found = {'random': self.generator.get_state()}
-        found |= {f'module/{name}': tensor for name, tensor in self.module.state_dict().items()}
+        found = {f'module/{name}': tensor for name, tensor in self.module.state_dict().items()}
         found |= {f'average/{name}': tensor for name, tensor in self.average.module.state_dict().items()}
         for name, parameter in self._trained():
             for key, value in self.optimiser.state[parameter].items():
@@ -90,7 +87,6 @@ class TrainingState:
         for name, parameter in self._trained():
             held = _below(tensors, f'optimiser/{name}/')
             self.optimiser.state[parameter] = {key: _like(value, parameter) for key, value in held.items()}
-        self.generator.set_state(tensors['random'])
 
     def _trained(self) -> Iterator[tuple[str, nn.Parameter]]:
         return ((name, parameter) for name, parameter in self.module.named_parameters() if parameter.requires_grad)

@@ -56,9 +56,9 @@ class ChunkObjective(Objective):
     def __len__(self) -> int:
         return len(self.actions)
 
-    def loss(self, module: nn.Module, indices: Tensor, generator: torch.Generator) -> Tensor:
+    def loss(self, module: nn.Module, examples: Tensor, generator: torch.Generator) -> Tensor:
         """Return the generator's loss."""
-        indices = indices.to(self.device)
+        indices = examples.to(self.device)
         mask = None if self.mask is None else self.mask[indices]
         return module.loss(self.actions[indices], self.conditions[indices], mask, generator)
 
@@ -112,9 +112,9 @@ class DensityObjective(Objective):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def loss(self, module: nn.Module, indices: Tensor, generator: torch.Generator) -> Tensor:
+    def loss(self, module: nn.Module, examples: Tensor, generator: torch.Generator) -> Tensor:
         """Return the mean negative log-likelihood, in nats, or the flow's own estimate of it."""
-        indices = indices.to(self.device)
+        indices = examples.to(self.device)
         context = None if self.context is None else self.context[indices]
         return module.nll(self.samples[indices], context, generator).mean()
 

@@ -1,0 +1,220 @@
+"""Deflections of sticks and keys as chunks of actions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import math
+
+import numpy as np
+
+from flow_vla_core.contract import ActionPart, RobotContract
+from flow_vla_core.errors import StreamMissing
+from flow_vla_core.execution import rotations
+from flow_vla_core.execution.interpolation import rotation_of
+from flow_vla_core.execution.limits import RATES
+from flow_vla_core.execution.rate_limits import workspace
+from flow_vla_core.teleoperation.settings import JogSettings, check_axes
+from flow_vla_core.types import ActionChunk
+
+__all__ = ['Jog', 'axes_of', 'ramp', 'shape']
+
+LONGEST = 0.25      # s between two chunks that are bridged
+BRISK = 0.8         # of the acceleration: the rest is for following
+FASTER, SLOWEST = 1.25, 0.02
+
+
+class Jog:
+    """Turns named deflections in [-1, 1] into chunks that the executor can follow.
+
+    Velocities (``ee_twist``, ``joint_velocity``, and ``ee_delta`` as the displacement that they mean in a step) follow
+    the deflection. Positions (``joint_position``, ``ee_pose``, ``gripper``) are integrated from where `start` found
+    them, with a velocity that changes within the contract's acceleration, and stay near the robot: whatever holds it
+    back, they lead what was measured and what was commanded by no more than ``leash`` allows. A gripper is exempt, as
+    closing on something is what it is for. Rotation vectors turn about the axes of the base.
+
+    Args:
+        contract: says the parts, their limits and the step.
+        settings: speed, dead zone, curve, leash.
+
+    Raises:
+        ConfigError: if the settings name an axis that the contract lacks.
+
+    Example:
+        >>> from flow_vla_core.contract import find_contract
+        >>> jog = Jog(RobotContract.load(find_contract('metaworld')), JogSettings(speed=0.5))
+        >>> jog.start(np.array([np.nan, np.nan, np.nan, -1.0]))
+        >>> chunk = jog.chunk({'ee.x': 1.0}, now=0)
+        >>> chunk.actions[0].tolist(), chunk.horizon
+        ([0.10000000149011612, 0.0, 0.0, -1.0], 4)
+    """
+
+    def __init__(self, contract: RobotContract, settings: JogSettings | None = None) -> None:
+        self._settings = settings = settings or JogSettings()
+        self.axes = axes_of(contract)
+        check_axes((initial.axis for initial in settings.initial), self.axes, 'jog.initial')
+        self._contract, self._dt = contract, contract.rates.policy_dt
+        self._horizon = max(2, math.ceil(settings.reach / self._dt - 1e-9))
+        self.speed = settings.speed
+        self._top = np.concatenate([_top(part, settings.travel, self._dt) for part in contract.actions])
+        self._acceleration = np.concatenate([_acceleration(part) for part in contract.actions])
+        kinds = np.concatenate([[part.kind] * part.dim for part in contract.actions])
+        self._rates, self._grippers = np.isin(kinds, RATES), kinds == 'gripper'
+        self._low, self._high = _ranges(contract)
+        self._steps = np.where(kinds == 'ee_delta', self._dt, 1.0)
+        places = zip(contract.actions, contract.action_slices.values())
+        self._turns = [place.start + turn for part, place in places if (turn := rotation_of(part)) is not None]
+        self._id = 0
+        self.stop()
+
+    @property
+    def started(self) -> bool:
+        """Whether it knows where the robot is."""
+        return self._goal is not None
+
+    @property
+    def moving(self) -> bool:
+        """Whether the last chunk did not ask for rest."""
+        return self.started and bool(self._rate.any())
+
+    def faster(self, up: bool = True) -> float:
+        """Raise or lower the speed by a quarter; return it."""
+        self.speed = float(np.clip(self.speed * (FASTER if up else 1 / FASTER), SLOWEST, 1.0))
+        return self.speed
+
+    def start(self, values: np.ndarray, rates: np.ndarray | None = None) -> None:
+        """Begin at the robot's values (A,) and their velocities (A,); NaN where nothing is known.
+
+        Raises:
+            StreamMissing: if a position is not known and has no initial value.
+        """
+        goal = np.where(self._rates, 0.0, values)
+        for initial in self._settings.initial:
+            place = self.axes.index(initial.axis)
+            goal[place] = initial.value if np.isnan(goal[place]) else goal[place]
+        if np.isnan(goal).any():
+            name = self.axes[int(np.flatnonzero(np.isnan(goal))[0])]
+            raise StreamMissing(f'where {name} is has neither been commanded nor measured yet')
+        self._goal = np.clip(goal, self._low, self._high)
+        self._rate = np.zeros(len(goal)) if rates is None else np.where(np.isfinite(rates), rates, 0.0)
+        self._rate[self._rates | self._grippers] = 0
+        self._now = None
+
+    def stop(self) -> None:
+        """Forget where the robot is: `start` comes next."""
+        self._goal: np.ndarray | None = None
+        self._rate = np.zeros(len(self.axes))
+        self._now: int | None = None
+
+    def chunk(self, deflections: Mapping[str, float], now: int, measured: np.ndarray | None = None,
+              commanded: np.ndarray | None = None) -> ActionChunk:
+        """Make the chunk for a time, ns.
+
+        Args:
+            deflections: axis -> -1 to 1; none for those left out.
+            now: ROS time; the stamp.
+            measured: (A,) positions, NaN where unknown.
+            commanded: (A,) last commands, NaN where unknown.
+        """
+        wish = self._wish(deflections)
+        elapsed = 0.0 if self._now is None else min(max((now - self._now) * 1e-9, 0.0), LONGEST)
+        self._now, self._id = now, self._id + 1
+        way, self._rate = ramp(self._rate, wish, self._acceleration, elapsed)
+        self._goal = self._moved(self._goal, way)
+        for reference in (measured, commanded):
+            if reference is not None:
+                self._goal = self._leashed(self._goal, reference)
+        rows = [self._moved(self._goal, ramp(self._rate, wish, self._acceleration, step * self._dt)[0])
+                for step in range(self._horizon)]
+        actions = np.where(self._rates, wish * self._steps, np.stack(rows))
+        return ActionChunk(now, self._contract.rates.policy_dt_ns, np.clip(actions, self._low, self._high).astype(
+            np.float32), self._id, confidence=1.0)
+
+    def _wish(self, deflections: Mapping[str, float]) -> np.ndarray:
+        """Compute the velocities (A,) that deflections ask for."""
+        wish = np.zeros(len(self.axes))
+        for axis, deflection in deflections.items():
+            wish[self.axes.index(axis)] = shape(deflection, self._settings.dead_zone, self._settings.expo)
+        return wish * self._top * np.where(self._grippers, 1.0, self.speed)
+
+    def _moved(self, goal: np.ndarray, way: np.ndarray) -> np.ndarray:
+        """Add ways (A,) to positions (A,); those of a rotation turn it about the axes of the base."""
+        moved = np.clip(goal + way, self._low, self._high)
+        for turn in self._turns:
+            turned = rotations.multiply(rotations.from_vector(way[turn]), rotations.from_vector(goal[turn]))
+            moved[turn] = np.clip(rotations.to_vector(turned), self._low[turn], self._high[turn])
+        return moved
+
+    def _leashed(self, goal: np.ndarray, reference: np.ndarray) -> np.ndarray:
+        """Bring a goal (A,) as near to the robot (A,) as it has to stay; NaN, rates and grippers bind nothing."""
+        lead = self._top * self._settings.leash
+        bound = np.isfinite(reference) & ~self._rates & ~self._grippers
+        near = np.where(bound, np.clip(goal, reference - lead, reference + lead), goal)
+        for turn in self._turns:
+            near[turn] = goal[turn]
+            if bound[turn].all():
+                start = rotations.from_vector(reference[turn])
+                way = rotations.between(start, rotations.from_vector(goal[turn]))
+                way *= min(1.0, lead[turn].min() / max(np.linalg.norm(way), 1e-12))
+                near[turn] = rotations.to_vector(rotations.multiply(start, rotations.from_vector(way)))
+        return near
+
+
+def axes_of(contract: RobotContract) -> list[str]:
+    """Return the names of the values of the action vector, ``PART.NAME``, in order."""
+    return [f'{part.name}.{name}' for part in contract.actions for name in part.names]
+
+
+def shape(deflection: float, dead_zone: float, expo: float) -> float:
+    r"""Shape a deflection: :math:`(1 - e) u + e u^3` of what is left of it beyond the dead zone; 0 if not finite.
+
+    Example:
+        >>> shape(0.1, 0.1, 0.5), shape(1.0, 0.1, 0.5), round(shape(-0.55, 0.1, 0.5), 4)
+        (0.0, 1.0, -0.3125)
+    """
+    if not math.isfinite(deflection):
+        return 0.0
+    rest = min(max(abs(deflection) - dead_zone, 0) / (1 - dead_zone), 1.0)
+    return math.copysign((1 - expo) * rest + expo * rest ** 3, deflection) if rest else 0.0
+
+
+def ramp(rate: np.ndarray, wish: np.ndarray, acceleration: np.ndarray, time: float) -> tuple[np.ndarray, np.ndarray]:
+    r"""Change velocities (n,) evenly to others: return the way and the velocity (n,) after a time, s.
+
+    With acceleration :math:`a`, infinite for at once, it takes :math:`T = |w - v| / a`, and from then on :math:`w`
+    stays: the way is :math:`v \tau + (w - v) \tau^2 / 2T + w (t - \tau)` with :math:`\tau = \min(t, T)`.
+    """
+    change = wish - rate
+    span = np.abs(change) / acceleration
+    part = np.minimum(time, span)
+    share = np.divide(part, span, out=np.ones_like(span), where=span > 0)
+    return part * (rate + change * share / 2) + wish * (time - part), np.where(share >= 1, wish, rate + change * share)
+
+
+def _top(part: ActionPart, travel: float, step: float) -> np.ndarray:
+    """Return the largest velocities (n,) of a part, unit/s."""
+    limits = part.limits
+    if limits.velocity is not None:
+        return np.array(limits.velocity)
+    if part.kind == 'ee_delta':
+        return np.maximum(np.abs(limits.min), np.abs(limits.max)) / step
+    return (np.array(limits.max) - np.array(limits.min)) / travel
+
+
+def _acceleration(part: ActionPart) -> np.ndarray:
+    """Return how fast velocities (n,) of positions may change; infinite for those that the executor smooths alone."""
+    if part.kind in (*RATES, 'gripper') or part.limits.acceleration is None:
+        return np.full(part.dim, np.inf)
+    return BRISK * np.array(part.limits.acceleration)
+
+
+def _ranges(contract: RobotContract) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ends (A,) of what may be commanded: of range, largest velocity and workspace, whatever is nearest."""
+    low, high = [], []
+    for part in contract.actions:
+        limits = part.limits
+        ends = workspace(part) if part.kind == 'ee_pose' else np.outer([-np.inf, np.inf], np.ones(part.dim))
+        if part.kind in ('ee_twist', 'joint_velocity'):
+            ends = np.outer([-1, 1], limits.velocity)
+        low.append(ends[0] if limits.min is None else np.maximum(limits.min, ends[0]))
+        high.append(ends[1] if limits.max is None else np.minimum(limits.max, ends[1]))
+    return np.concatenate(low), np.concatenate(high)

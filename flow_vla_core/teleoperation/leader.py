@@ -1,0 +1,205 @@
+"""A leader arm that a person moves, and the robot follows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+import math
+
+import numpy as np
+
+from flow_vla_core.contract import ActionPart, RobotContract
+from flow_vla_core.errors import ConfigError, StateInvalid, StateNotFinite, StreamMissing, closest
+from flow_vla_core.teleoperation.jog import axes_of
+from flow_vla_core.teleoperation.settings import check_axes, check_range
+from flow_vla_core.types import ActionChunk
+
+__all__ = ['Joint', 'Leader', 'LeaderSettings', 'usual_joints']
+
+LONGEST = 0.25   # s between two chunks that are bridged
+MET = 1e-3       # of the way of a second at the largest velocity: so near the leader has been met
+TRAVEL = 0.5     # s from one end to the other of a value without a velocity limit
+
+
+@dataclass(frozen=True)
+class Joint:
+    r"""Maps a joint of the leader to a value of the robot: :math:`scale \cdot q + offset`, or one range to another.
+
+    Args:
+        leader: joint's name in the leader's JointState.
+        moves: axis of the robot, ``PART.NAME``.
+        scale: factor.
+        offset: in the contract's unit.
+        range: the leader's values, low and high, that become the contract's ``min`` and ``max``; for grippers.
+            ``scale`` and ``offset`` do not count then.
+    """
+
+    leader: str
+    moves: str
+    scale: float = 1.0
+    offset: float = 0.0
+    range: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.range is not None and self.range[0] == self.range[1]:
+            raise ConfigError(f'joints: {self.leader}: range: {self.range} has no width')
+
+
+@dataclass(frozen=True)
+class LeaderSettings:
+    """Says how a leader arm is followed.
+
+    Args:
+        joints: which joint moves what; the same names if empty.
+        near: leader and robot may be so far apart when it takes over, in the unit of each joint.
+        blend: if they are not, the robot closes in with this share of its largest velocities; 0: it is refused.
+        timeout: without a message for so long the leader counts as lost, s.
+        reach: a chunk says how to go on for so long if nothing follows it, s.
+    """
+
+    joints: tuple[Joint, ...] = ()
+    near: float = 0.15
+    blend: float = 0.0
+    timeout: float = 0.25
+    reach: float = 0.2
+
+    def __post_init__(self) -> None:
+        check_range('near', self.near, 0, 10)
+        check_range('blend', self.blend, 0, 1)
+        check_range('timeout', self.timeout, 0.02, 1)
+        check_range('reach', self.reach, 0.05, 0.5)
+
+
+class Leader:
+    """Turns the joints of a leader into chunks of positions for the robot, no faster than its limits.
+
+    `start` compares the two. If they are too far apart it refuses, or, with ``blend``, lets the robot close in slowly
+    before it follows at full speed. Beyond the last position a chunk goes on with the leader's velocity for a step,
+    so that the robot doesn't lag behind.
+
+    Args:
+        contract: all its parts must be joint positions or grippers.
+        settings: which joint moves what, and how near they have to be.
+
+    Raises:
+        ConfigError: if the contract has another part, or the settings leave a value of it without a joint.
+
+    Example:
+        >>> from flow_vla_core.contract import find_contract
+        >>> contract = RobotContract.load(find_contract('so101'))
+        >>> leader = Leader(contract, LeaderSettings(near=0.2))
+        >>> robot = np.zeros(6)
+        >>> posture = {name: 0.1 for name in contract.state[0].names}
+        >>> leader.start(leader.target(posture), robot)
+        >>> leader.chunk(leader.target(posture), now=0).actions[0].round(3).tolist()
+        [0.0, 0.0, 0.0, 0.0, 0.0, 0.0]
+        >>> leader.start(leader.target({**posture, 'elbow_flex': 1.0}), robot)
+        Traceback (most recent call last):
+        flow_vla_core.errors.StateInvalid: leader and robot are too far apart: arm.elbow_flex by 1; allowed: 0.2
+    """
+
+    def __init__(self, contract: RobotContract, settings: LeaderSettings | None = None) -> None:
+        self._contract, self._settings = contract, settings or LeaderSettings()
+        self.axes = axes_of(contract)
+        for part in contract.actions:
+            if part.kind not in ('joint_position', 'gripper'):
+                raise ConfigError(f'actions.{part.name}: a leader arm moves joint positions and grippers, this is '
+                                  f'{part.kind!r}')
+        joints = self._settings.joints or usual_joints(contract)
+        check_axes((joint.moves for joint in joints), self.axes, 'joints')
+        self._joints = {joint.moves: joint for joint in joints}
+        if missing := [axis for axis in self.axes if axis not in self._joints]:
+            raise ConfigError(f'joints: nothing moves {missing[0]}')
+        limits = [part.limits for part in contract.actions]
+        self._low, self._high = (np.concatenate([getattr(limit, key) for limit in limits]) for key in ('min', 'max'))
+        self._top = np.concatenate([_top(part) for part in contract.actions])
+        self._dt = contract.rates.policy_dt
+        self._horizon = max(2, math.ceil(self._settings.reach / self._dt - 1e-9))
+        self._id = 0
+        self.stop()
+
+    @property
+    def started(self) -> bool:
+        """Whether the robot follows."""
+        return self._goal is not None
+
+    @property
+    def met(self) -> bool:
+        """Whether the robot has closed in on the leader."""
+        return self._met
+
+    def target(self, positions: Mapping[str, float]) -> np.ndarray:
+        """Map the leader's joints, name -> position, to the contract's values (A,), inside their ranges.
+
+        Raises:
+            StateInvalid: if a joint is missing.
+            StateNotFinite: if a position is NaN or infinite.
+        """
+        return np.clip([self._mapped(axis, positions) for axis in self.axes], self._low, self._high)
+
+    def start(self, target: np.ndarray, robot: np.ndarray) -> None:
+        """Begin to follow from the robot's values (A,), NaN where nothing is known; there the leader's count.
+
+        Raises:
+            StateInvalid: if they are too far apart and may not be blended.
+            StreamMissing: if a joint of the robot is not known; a gripper may be.
+        """
+        self._check_known(robot)
+        robot = np.where(np.isfinite(robot), robot, target)
+        apart = np.where(self._grippers(), 0.0, np.abs(target - robot))
+        if not self._settings.blend and (apart > self._settings.near).any():
+            worst = int(np.argmax(apart))
+            raise StateInvalid(f'leader and robot are too far apart: {self.axes[worst]} by {apart[worst]:.3g}; '
+                               f'allowed: {self._settings.near:g}')
+        self._goal = np.clip(robot, self._low, self._high)
+        self._met, self._now, self._rate = bool((apart <= self._settings.near).all()), None, np.zeros(len(robot))
+
+    def stop(self) -> None:
+        """Follow no more."""
+        self._goal: np.ndarray | None = None
+        self._met, self._now = False, None
+
+    def chunk(self, target: np.ndarray, now: int) -> ActionChunk:
+        """Make the chunk for a time, ns, from the leader's values (A,)."""
+        elapsed = 0.0 if self._now is None else min(max((now - self._now) * 1e-9, 0.0), LONGEST)
+        self._now, self._id = now, self._id + 1
+        pace = self._top * (1.0 if self._met else self._settings.blend)
+        before, self._goal = self._goal, self._goal + np.clip(target - self._goal, -pace * elapsed, pace * elapsed)
+        self._met = self._met or bool((np.abs(target - self._goal) <= MET * self._top).all())
+        if elapsed > 0:
+            self._rate = (self._goal - before) / elapsed
+        steps = np.minimum(np.arange(self._horizon), 1)[:, None] * self._dt
+        rows = np.clip(self._goal + steps * self._rate, self._low, self._high)
+        return ActionChunk(now, self._contract.rates.policy_dt_ns, rows.astype(np.float32), self._id, confidence=1.0)
+
+    def _mapped(self, axis: str, positions: Mapping[str, float]) -> float:
+        joint, index = self._joints[axis], self.axes.index(axis)
+        if joint.leader not in positions:
+            raise StateInvalid(f'the leader has no joint {joint.leader!r}; {closest(joint.leader, positions)}')
+        value = float(positions[joint.leader])
+        if not math.isfinite(value):
+            raise StateNotFinite(f"the leader's joint {joint.leader} is {value}")
+        if joint.range is None:
+            return joint.scale * value + joint.offset
+        share = (value - joint.range[0]) / (joint.range[1] - joint.range[0])
+        return self._low[index] + share * (self._high[index] - self._low[index])
+
+    def _check_known(self, robot: np.ndarray) -> None:
+        unknown = np.flatnonzero(~np.isfinite(robot) & ~self._grippers())
+        if unknown.size:
+            raise StreamMissing(f'where {self.axes[unknown[0]]} is has neither been commanded nor measured yet')
+
+    def _grippers(self) -> np.ndarray:
+        return np.concatenate([np.full(part.dim, part.kind == 'gripper') for part in self._contract.actions])
+
+
+def usual_joints(contract: RobotContract) -> tuple[Joint, ...]:
+    """Let each of the leader's joints move the robot's of the same name."""
+    return tuple(Joint(name, f'{part.name}.{name}') for part in contract.actions for name in part.names)
+
+
+def _top(part: ActionPart) -> np.ndarray:
+    """Return the largest velocities (n,) of a part, unit/s."""
+    if part.limits.velocity is not None:
+        return np.array(part.limits.velocity)
+    return (np.array(part.limits.max) - np.array(part.limits.min)) / TRAVEL

@@ -1,0 +1,47 @@
+"""What a device can do, asked before a training begins."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import torch
+
+from flow_vla_core.errors import ConfigError
+
+__all__ = ['check_compiler', 'check_half']
+
+COMPILERS = ('g++', 'clang++', 'c++')
+AMPERE = (8, 0)  # compute capability of the first CUDA devices with bfloat16
+
+
+def check_half(device: torch.device) -> None:
+    """Raise `ConfigError` if a device does not compute in bfloat16."""
+    able = {'cpu': _cpu_is_able, 'cuda': _cuda_is_able}.get(device.type)
+    if able is None or not able(device):
+        name = torch.cuda.get_device_name(device) if device.type == 'cuda' else f'this {device.type}'
+        raise ConfigError(f'half: {name} does not compute in bfloat16; set half: false, or give --no-half')
+
+
+def check_compiler(device: torch.device) -> None:
+    """Raise `ConfigError` if networks cannot be compiled for a device, because the C++ compiler is missing."""
+    wanted = [os.environ['CXX']] if os.environ.get('CXX') else list(COMPILERS)
+    if device.type == 'cpu' and not any(map(shutil.which, wanted)):
+        raise ConfigError(f'compile: no C++ compiler ({", ".join(wanted)}); install one, set compile: false, or give '
+                          '--no-compile')
+
+
+def _cuda_is_able(device: torch.device) -> bool:
+    return bool(torch.version.hip) or _capability(device) >= AMPERE
+
+
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
+
+
+def _cpu_is_able(_: torch.device) -> bool:
+    """Ask oneDNN, without which LSTMs in bfloat16 raise an error that says nothing; it needs AVX-512 or the like."""
+    try:
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    except (AttributeError, RuntimeError):
+        return True  # built without oneDNN: torch's own kernels take every type
