@@ -181,7 +181,8 @@ def numbers(message: Any, prefix: str = '') -> Iterator[tuple[str, float]]:
     for part in fields(message):
         value = getattr(message, part.name)
         place = f'{prefix}{part.name}'
-        if part.name == 'header' or part.name.startswith('__') or isinstance(value, (str, bytes)):
+        constant = part.name.isupper() or part.name.startswith('__')
+        if part.name == 'header' or constant or isinstance(value, (str, bytes)):
             continue
         if is_dataclass(value):
             yield from numbers(value, f'{place}.')

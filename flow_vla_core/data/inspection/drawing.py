@@ -79,7 +79,8 @@ def draw_timeline(report: BagReport) -> str:
     if report.idle:
         rows.append(('nothing moves', _spans(report, report.idle, lambda span: 'quiet', False), ''))
     for topic in report.topics:
-        rate = f'{topic.timing.rate:.1f} Hz' if topic.timing.period else f'{topic.timing.count} messages'
+        count = f'{topic.timing.count} message{"" if topic.timing.count == 1 else "s"}'
+        rate = f'{topic.timing.rate:.1f} Hz' if topic.timing.period else count
         runs = ''.join(_bar(report, first, last, 'c0' if topic.role else 'quiet') for first, last in topic.runs)
         rows.append((topic.name, runs, rate))
     height = ROW * len(rows) + 16

@@ -88,7 +88,8 @@ def _who(survey: Survey) -> tuple[str, str] | None:
     if total <= 0:
         return None
     person = [span for span in spans if span.label == 'person']
-    return f'{100 * sum(span.length for span in person) / total:.0f} %', f'by a person, in {len(person)} stretches'
+    share = 100 * sum(span.length for span in person) / total
+    return f'{share:.0f} %', f'by a person, {len(person)} take-over{"" if len(person) == 1 else "s"}'
 
 
 def _findings(survey: Survey, names: dict[Path, str]) -> str:

@@ -88,7 +88,7 @@ class Scan:
 
     def of_kind(self, kind: type[Collector]) -> dict[str, Any]:
         """Return the topics whose contents a kind of collector holds."""
-        return {name: held for name, held in self.collected.items() if isinstance(held, kind)}
+        return {name: held for name, held in sorted(self.collected.items()) if isinstance(held, kind)}
 
 
 @dataclass

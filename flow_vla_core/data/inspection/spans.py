@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flow_vla_core.data.inspection.collectors import ActorCollector, EpisodeCollector, WordCollector
 from flow_vla_core.data.inspection.scan import Scan
@@ -52,7 +52,10 @@ def episodes(scan: Scan) -> list[Span]:
             start = None
     if start is not None:
         found.append(Span(*_pair(start, scan.end), ended=False))
-    return found or [Span(scan.start, scan.end, scan.path.name, str(scan.marks.get('outcome', '')))]
+    told = str(scan.marks.get('outcome', ''))
+    if len(found) == 1 and told:  # may have been judged again after the recording
+        return [replace(found[0], outcome=told)]
+    return found or [Span(scan.start, scan.end, scan.path.name, told)]
 
 
 def instructions(scan: Scan) -> list[Span]:

@@ -20,14 +20,16 @@ FUTURE = 0.05   # s that a stamp may lie ahead of the receipt: clocks are never 
 FAR = 1.0       # s that a message may take on its way
 AGREE = 1.0     # s within which the delays of all topics count as one and the same offset
 MISSING = 0.01  # share of single messages that may be missing
+SHOWN = 3       # problems of one bag
 SLOW = 1.5      # policy steps between two samples
 
 
 def check_files(scan: Scan, information: Mapping[str, Any]) -> Iterator[Finding]:
     """Check the files, and what the metadata say about them."""
     bag, count = str(scan.path), sum(len(topic) for topic in scan.topics.values())
-    for problem in scan.problems:
-        yield Finding.of('DAMAGED', bag, '', problem)
+    if scan.problems:
+        more = f'; and {len(scan.problems) - SHOWN} more' if len(scan.problems) > SHOWN else ''
+        yield Finding.of('DAMAGED', bag, '', '; '.join(scan.problems[:SHOWN]) + more)
     if count == 0 and not scan.problems:
         yield Finding.of('EMPTY', bag, '', '0 messages')
     told = information.get('message_count')

@@ -18,6 +18,7 @@ h1{font-size:24px;margin:0}h2{font-size:16px;margin:34px 0 10px}h3{font-size:13p
 p,.quiet{color:var(--quiet)}p{margin:2px 0 0}
 .card,details.bag{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:14px 16px}
 .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:12px;margin-top:18px}
+.tile span.error{color:var(--error)}.tile span.warning{color:var(--warning)}.tile span.info{color:var(--info)}
 .tile b{display:block;font-size:22px;line-height:1.25}.tile span{color:var(--quiet)}
 .error{color:var(--error)}.warning{color:var(--warning)}.info{color:var(--info)}.good{color:var(--good)}
 .badge{display:inline-block;min-width:20px;padding:0 7px;border-radius:9px;font-size:12px;text-align:center;
@@ -35,7 +36,8 @@ code{font:12.5px ui-monospace,"DejaVu Sans Mono",monospace}
 figcaption b{color:var(--ink);font-weight:500}
 svg{display:block;width:100%;height:auto;font-size:12px}svg text{fill:var(--ink)}
 svg text.quiet,svg tspan.quiet{fill:var(--quiet)}
-svg.lengths text{font-size:10px}svg text.inside{fill:#fff;font-size:10.5px}.axis{fill:none;stroke:var(--line)}
+svg.curves{margin-top:8px}svg.lengths text{font-size:10px}svg text.inside{fill:#fff;font-size:10.5px}.axis{fill:none;
+stroke:var(--line)}
 .bars{fill:var(--c0)}
 .limit{stroke:var(--error);stroke-dasharray:3 2;fill:none}.line{fill:none;stroke-width:1.4;stroke-linejoin:round}
 .c0{--c:var(--c0)}.c1{--c:var(--c1)}.c2{--c:var(--c2)}.c3{--c:var(--c3)}.c4{--c:var(--c4)}.c5{--c:var(--c5)}

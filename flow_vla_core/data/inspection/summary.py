@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from flow_vla_core.data.inspection.bag_report import BagReport, TopicReport
 from flow_vla_core.data.inspection.findings import Finding, Severity
@@ -22,6 +23,7 @@ from flow_vla_core.data.inspection.survey import Survey
 __all__ = ['TopicRow', 'bag_names', 'bags_table', 'findings_table', 'outcome_of', 'summarise_topics', 'to_json',
            'topic_columns', 'topics_table', 'words_of']
 
+SHRINK = {'topic': 16, 'instruction': 8}  # least width of columns that may be cut off
 COLOUR = {Severity.ERROR: 'red', Severity.WARNING: 'yellow', Severity.INFO: 'cyan'}
 
 
@@ -180,11 +182,14 @@ def _row(group: list[tuple[BagReport, TopicReport]]) -> TopicRow:
 
 
 def _shares(spans: Sequence[Span], duration: float) -> str:
-    """Write who acted for which share of the time."""
+    """Write who acted, or for which share of the time a person did."""
     shares = Counter()
     for span in spans:
         shares[span.label] += span.length
-    return ', '.join(f'{label} {100 * length / duration:.0f} %' for label, length in shares.items()) if duration else ''
+    if len(shares) < 2 or not duration:
+        return next(iter(shares), '')
+    return ', '.join(f'{label} {100 * length / duration:.0f} %' for label, length in shares.items()
+                     if label == 'person' or 'person' not in shares)
 
 
 def _counted(findings: Sequence[Finding]) -> str:
@@ -197,7 +202,9 @@ def _table(columns: dict[str, list[str]], caption: str | None) -> Table:
     table = Table(box=None, header_style='dim', caption=caption)
     for name in columns:
         words = name in ('bag', 'topic', 'outcome', 'acts', 'findings', 'instruction')
-        table.add_column(name, justify='left' if words else 'right', overflow='ellipsis', no_wrap=True)
+        widest = max(Text.from_markup(cell).cell_len for cell in [name, *columns[name]])
+        table.add_column(name, justify='left' if words else 'right', overflow='ellipsis', no_wrap=True,
+                         min_width=min(widest, SHRINK.get(name, 24)))
     written = [cells if name == 'findings' else map(escape, cells) for name, cells in columns.items()]
     for row in zip(*written):
         table.add_row(*row)
