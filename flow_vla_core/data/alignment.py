@@ -61,6 +61,11 @@ class EpisodeAligner:
         patience: how late a sample may come, s.
         budget: bytes of messages that may wait for those of a stream that has stopped.
 
+    Attributes:
+        held: bytes of messages that are kept at present.
+        problem: why the first gap is one.
+        stretch: number of the present one.
+
     Example:
         >>> from flow_vla_core.contract import find_contract
         >>> aligner = EpisodeAligner(RobotContract.load(find_contract('metaworld')))
@@ -87,7 +92,7 @@ class EpisodeAligner:
             inlet.label = (names or {}).get(inlet.topic, inlet.topic)
             self._routes.setdefault(inlet.label, []).append(inlet)
         self._next: int | None = None
-        self._held = 0
+        self.held = 0
 
     @property
     def topics(self) -> set[str]:
@@ -122,15 +127,15 @@ class EpisodeAligner:
             DataError: if it is damaged, or not what the contract says; names the topic.
         """
         for inlet in self._routes[name]:
-            self._held += inlet.push(self._stamp(inlet, log_time, data), data)
+            self.held += inlet.push(self._stamp(inlet, log_time, data), data)
         frames = self._advance(self._horizon())
-        if self._held > self._budget:
+        if self.held > self._budget:
             frames += self._make_room()
         return frames
 
     def instruct(self, time: int, words: str) -> None:
         """Let words be in force from a time (ns) on."""
-        self._held += self._words.push(time, words)
+        self.held += self._words.push(time, words)
 
     def finish(self) -> list[AlignedFrame]:
         """Return the frames that are left; nothing more will come."""
@@ -144,7 +149,7 @@ class EpisodeAligner:
         frames = self.finish()
         for inlet in (*self._streams, *self._commands, self._status):
             inlet.clear()
-        self._next, self._held = None, self._words.held
+        self._next, self.held = None, self._words.held
         self.stretch += 1
         return frames
 
@@ -176,6 +181,7 @@ class EpisodeAligner:
                 return []
             self._next = start
         frames = []
+        begun = self._next
         while self._next <= horizon:
             late = self._gap(self._next)
             if late is None:
@@ -183,8 +189,9 @@ class EpisodeAligner:
                 self._next += self._step
             else:
                 self._skip(late, horizon)
-        for inlet in self._all():
-            self._held -= inlet.forget(self._next)
+        if frames or self._next != begun:
+            for inlet in self._all():
+                self.held -= inlet.forget(self._next)
         return frames
 
     def _gap(self, time: int) -> _Inlet | None:
@@ -253,14 +260,20 @@ class EpisodeAligner:
             raise DataError(f'{inlet.label}: damaged message: {in_one_line(error)}') from error
 
     def _make_room(self) -> list[AlignedFrame]:
-        """Decide without the streams that have stopped; before the grid has begun, drop what is oldest."""
+        """Decide without patience, then without the streams that have stopped.
+
+        Before the grid has begun, and of what is not aligned, the older half goes.
+        """
+        frames = self._advance(self._horizon(0))
+        if self.held <= self._budget:
+            return frames
         fullest = max(self._all(), key=lambda inlet: inlet.held)
         middle = fullest.buffer.middle
         if self._next is not None and fullest not in (self._status, self._words):
-            return self._advance(middle)
+            return frames + self._advance(middle)
         for inlet in self._all() if self._next is None else (fullest,):
-            self._held -= inlet.forget(middle)
-        return []
+            self.held -= inlet.forget(middle)
+        return frames
 
 
 class _Inlet:

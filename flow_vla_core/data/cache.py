@@ -92,7 +92,7 @@ class EpisodeCache:
                 found = self._load(key, bag, tell=True)
             self._shrink(key)
         except OSError as error:
-            raise DataError(f'{self.folder}: the cache can not be written: {error.strerror}') from error
+            raise DataError(f'{self.folder}: the cache can not be used: {error.filename}: {error.strerror}') from error
         if found is None:
             raise DataError(f'{self.folder}: the cache does not keep what is written to it')
         return found

@@ -81,5 +81,5 @@ def _lz4(data: bytes | memoryview, limit: int) -> bytes:
     decompressor = lz4.frame.LZ4FrameDecompressor()
     found = decompressor.decompress(data, max_length=min(limit, 256 * len(data)) + 1)
     if not decompressor.eof:
-        raise DataError('ends early, or is longer than announced')
+        raise DataError('lz4 that ends early, or is longer than announced')
     return found

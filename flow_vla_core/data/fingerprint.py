@@ -35,12 +35,9 @@ class Fingerprints:
         return None if None in parts else _join(files, parts)
 
     def of(self, bag: Path) -> str:
-        """Return the hash of a bag, and remember it. Raise `DataError` if a file can't be read."""
-        try:
-            files = _files(bag)
-            return _join(files, [self._recall(path) or self._hash(path) for path in files])
-        except OSError as error:
-            raise DataError(f'{bag}: {error.filename}: {error.strerror}') from error
+        """Return the hash of a bag, and remember it. Raise `DataError` or `OSError` if that is not possible."""
+        files = _files(bag)
+        return _join(files, [self._recall(path) or self._hash(path) for path in files])
 
     def _place(self, path: Path) -> Path:
         return self._folder / f'{hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:32]}.json'

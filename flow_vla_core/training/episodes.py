@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
-import multiprocessing
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +11,11 @@ from flow_vla_core.contract import RobotContract
 from flow_vla_core.data.bags import find_bags, read_information
 from flow_vla_core.data.cache import EpisodeCache
 from flow_vla_core.data.episode import OUTCOMES, Episode
-from flow_vla_core.data.reading import ReadOptions, read_episodes
+from flow_vla_core.data.parallel import read_all
+from flow_vla_core.data.reading import ReadOptions
 from flow_vla_core.errors import DataError, closest
 
 __all__ = ['OUTCOMES', 'choose_bags', 'hold_out', 'load_episodes']
-
-LEAST = 4  # bags for which a process is started
 
 
 def choose_bags(folders: Iterable[Path], outcomes: Sequence[str] = ('success',)) -> tuple[list[Path], list[Path]]:
@@ -37,7 +33,7 @@ def choose_bags(folders: Iterable[Path], outcomes: Sequence[str] = ('success',))
             raise DataError(f'{folder}: no such folder')
         found = find_bags(folder)
         if not found:
-            raise DataError(f'{folder}: holds no bag')
+            raise DataError(f'{folder}: holds no rosbag2 folder')
         bags += found
     wanted = [bag for bag in bags if _may_hold(bag, outcomes)]
     if not wanted:
@@ -62,7 +58,7 @@ def load_episodes(bags: Sequence[Path], contract: RobotContract, workers: int = 
         DataError: for the first bag that can't be used, without ``skip``, or if none is left.
     """
     left = 0
-    for found in _read_all(bags, _Reading(contract, options, cache), workers):
+    for found in read_all(bags, contract, workers, options, cache):
         if isinstance(found, list):
             left += len(found)
             yield from found
@@ -93,49 +89,6 @@ def hold_out(episodes: Sequence[Episode], share: float, seed: int) -> tuple[list
         held |= set(random.permutation(numbers)[:count].tolist())
     return ([episode for index, episode in enumerate(episodes) if index not in held],
             [episode for index, episode in enumerate(episodes) if index in held])
-
-
-@dataclass(frozen=True)
-class _Reading:
-    """Says how bags are read, in this process or in another one."""
-
-    contract: RobotContract
-    options: ReadOptions | None
-    cache: EpisodeCache | None
-
-    def find(self, bag: Path) -> list[Episode] | None:
-        """Return what is in the cache."""
-        return self.cache.find(bag, self.contract, self.options) if self.cache else None
-
-    def read(self, bag: Path) -> list[Episode] | DataError:
-        """Read a bag, through the cache if there is one."""
-        try:
-            return self.cache.episodes(bag, self.contract, self.options) if self.cache \
-                else read_episodes(bag, self.contract, self.options)
-        except DataError as error:
-            return error
-
-    def fill(self, bag: Path) -> list[Episode] | DataError | None:
-        """Do the same for another process, which opens the files of the cache itself."""
-        found = self.read(bag)
-        return None if self.cache and isinstance(found, list) else found
-
-
-def _read_all(bags: Sequence[Path], reading: _Reading, workers: int) -> Iterator[list[Episode] | DataError]:
-    known = {bag for bag in bags if workers > 1 and reading.find(bag) is not None}
-    missing = [bag for bag in bags if bag not in known]
-    workers = min(workers, len(missing) // LEAST)
-    if workers <= 1:
-        yield from map(reading.read, bags)
-        return
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context('spawn')) as pool:
-        try:
-            answers = pool.map(reading.fill, missing)
-            for bag in bags:
-                answer = None if bag in known else next(answers)
-                yield reading.read(bag) if answer is None else answer
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 def _may_hold(bag: Path, outcomes: Sequence[str]) -> bool:
