@@ -105,9 +105,9 @@ def test_nodes_of_the_table_have_console_scripts() -> None:
 
 def test_every_import_is_a_declared_requirement() -> None:
     core = {distribution(name) for name in imported(ROOT / 'flow_vla_core')}
-    assert core <= requirements('sim', 'train'), core - requirements('sim', 'train')
+    assert core <= requirements('sim', 'train', 'data'), core - requirements('sim', 'train', 'data')
     both = core | {distribution(name) for name in imported(ROOT / 'flow_vla_ros')}
-    assert both <= requirements('sim', 'train', 'ros'), both - requirements('sim', 'train', 'ros')
+    assert both <= requirements('sim', 'train', 'data', 'ros'), both - requirements('sim', 'train', 'data', 'ros')
 
 
 def test_every_requirement_is_imported() -> None:
