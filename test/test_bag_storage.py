@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 import io
+import os
 from pathlib import Path
 import random
+import resource
 import shutil
+import sqlite3
 import struct
 import tracemalloc
 
@@ -193,6 +196,42 @@ def test_topics_of_two_types_are_told(tmp_path: Path) -> None:
     write_mcap(bag / 'bag_0.mcap', poses(2), {POSE: POSE_TYPE})
     write_mcap(bag / 'bag_1.mcap', poses(2), {POSE: ('std_msgs/msg/String', 'ros2msg', b'string data\n')})
     assert any(f'{POSE}: recorded as' in problem for problem in open_bag(bag).problems)
+
+
+def test_what_a_killed_recorder_left_in_the_log_of_sqlite_is_read(tmp_path: Path) -> None:
+    """Rosbag2 lets sqlite write ahead: the newest messages stand in a second file until it is closed."""
+    with RosbagWriter(tmp_path / 'bag', version=9, storage_plugin=StoragePlugin.SQLITE3) as writer:
+        opened = writer.add_connection(POSE, TYPES[POSE], typestore=typestore())
+        for _, stamp, data in poses(3):
+            writer.write(opened, stamp, data)
+    connection = sqlite3.connect(tmp_path / 'bag' / 'bag.db3')
+    connection.execute('PRAGMA journal_mode = WAL')
+    rest = poses(9)[3:]
+    connection.executemany('INSERT INTO messages (topic_id, timestamp, data) VALUES (1, ?, ?)',
+                           [(stamp, data) for _, stamp, data in rest])
+    connection.commit()
+    killed = shutil.copytree(tmp_path / 'bag', tmp_path / 'killed')
+    connection.close()
+    before = {path: path.read_bytes() for path in killed.iterdir()}
+    bag = open_bag(killed)
+    assert list(bag.read()) == [BagMessage(*sample) for sample in poses(9)]
+    assert bag.problems == ('bag.db3: the recording was not ended; what stands in bag.db3-wal is read too',)
+    assert {path: path.read_bytes() for path in killed.iterdir()} == before
+
+
+def test_a_bag_may_have_more_files_than_may_be_open(tmp_path: Path) -> None:
+    bag = tmp_path / 'bag'
+    bag.mkdir()
+    write_mcap(bag / 'bag_0.mcap', poses(1), {POSE: POSE_TYPE})
+    for number in range(1, 60):
+        shutil.copy(bag / 'bag_0.mcap', bag / f'bag_{number}.mcap')
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir('/proc/self/fd')) + 70, hard))
+    try:
+        bags = [open_bag(bag) for _ in range(3)]
+        assert [len(list(opened.read())) for opened in bags] == [60, 60, 60]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_a_missing_file_of_a_split_bag_is_told(tmp_path: Path) -> None:

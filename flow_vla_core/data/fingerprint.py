@@ -66,7 +66,8 @@ class Fingerprints:
 def _files(bag: Path) -> list[Path]:
     """Return the files of a bag that are there."""
     information, _ = try_information(bag)
-    files = [path for path in storage_files(bag, information) if path.exists()]
+    named = [Path(f'{path}{end}') for path in storage_files(bag, information) for end in ('', '-wal', '-journal')]
+    files = [path for path in named if path.exists()]
     described = bag / METADATA
     return [described, *files] if described.is_file() else files
 
