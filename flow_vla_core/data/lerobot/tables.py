@@ -52,7 +52,8 @@ def read_rows(path: Path, leave_out: str | None = None) -> list[dict[str, Any]]:
     """Read a parquet file as mappings, but for columns that begin with ``leave_out``. Raise `DataError` as above."""
     table = read_table(path)
     try:
-        return table.select([name for name in table.column_names if leave_out is None or not name.startswith(leave_out)]).to_pylist()
+        kept = [name for name in table.column_names if leave_out is None or not name.startswith(leave_out)]
+        return table.select(kept).to_pylist()
     except ValueError as error:
         raise DataError(f'{path}: {error}') from error
 
