@@ -51,20 +51,25 @@ actions:
 
 
 class Stream:
-    """Is one topic: serialized messages that are sent again and again, each time with a new stamp."""
+    """Is one topic: messages that are sent again and again, each time with a new stamp; images serialized before."""
 
     def __init__(self, node: Node, number: int, topic: str, messages: list[object], rate: float) -> None:
         self.number, self.topic, self.rate = number, topic, rate
         profile = qos.RELIABLE_SENSOR if 'camera' in topic else qos.STATE
         self._publisher = node.create_publisher(type(messages[0]), topic, profile)
-        self._payloads = [bytearray(serialize_message(message)) for message in messages]
+        self._messages = messages
+        self._payloads = [bytearray(serialize_message(message)) for message in messages] if 'camera' in topic else []
         self.sent = 0
 
     def send(self) -> int:
         """Publish the next message; return its stamp, ns."""
-        payload, stamp = self._payloads[self.sent % len(self._payloads)], time.time_ns()
-        struct.pack_into('<iI', payload, STAMP_AT, stamp // 10 ** 9, stamp % 10 ** 9)
-        self._publisher.publish(bytes(payload))
+        number, stamp = self.sent % len(self._messages), time.time_ns()
+        if self._payloads:
+            struct.pack_into('<iI', self._payloads[number], STAMP_AT, stamp // 10 ** 9, stamp % 10 ** 9)
+            self._publisher.publish(bytes(self._payloads[number]))
+        else:
+            self._messages[number].header.stamp = codecs.to_time(stamp)
+            self._publisher.publish(self._messages[number])
         self.sent += 1
         return stamp
 

@@ -30,6 +30,7 @@ def measure(
     least: Annotated[float, typer.Option(min=0, help='of recording before a kill, s')] = 1.0,
     most: Annotated[float, typer.Option(min=0, help='of recording before a kill, s')] = 6.0,
     compression: Annotated[str, typer.Option(help='of the bags')] = 'auto',
+    sync: Annotated[bool, typer.Option(help='hand the file to the disk every second')] = True,
     seed: Annotated[int, typer.Option(help='of the moments')] = 0,
     out: Annotated[Path, typer.Option(help='folder of the results')] = Path('out/benchmarks/kill_recorder'),
 ) -> None:
@@ -41,7 +42,7 @@ def measure(
     prepare_environment()
     shutil.rmtree(out, ignore_errors=True)
     moments, rows = random.Random(seed), []
-    with RecordingRig(out, 3.0, compression=compression, repair=False) as rig:
+    with RecordingRig(out, 3.0, compression=compression, sync=sync, repair=False) as rig:
         for _ in range(kills):
             rows.append(kill_once(rig, moments.uniform(least, most)))
             Console().print(rows[-1])

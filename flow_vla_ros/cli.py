@@ -46,7 +46,7 @@ COMMANDS = {
     'plot': Command('flow_vla_core.cli.plot:app', 'Draw flows, actions, trainings and toys.'),
     'capture-demos': Command('flow_vla_ros.capture:capture_demos', 'Record demonstrations of the experts.', True),
     'bags': Command('flow_vla_ros.bags:app', 'Play and repair recorded bags.'),
-    'up': Command('flow_vla_ros.bringup:up', 'Run a graph of nodes, as ros2 launch does.'),
+    'up': Command('flow_vla_ros.bringup:up', 'Run a graph of nodes, such as capture, policy or bringup.'),
     'teleop': Command('flow_vla_ros.teleop:teleop', 'Drive a robot, and record, by joystick, keyboard or leader arm.'),
     'do': Command('flow_vla_ros.do:do', 'Give a running robot an instruction and wait for the end.'),
     'doctor': Command('flow_vla_ros.doctor:doctor', 'Check this machine, and say what to do about each failure.'),

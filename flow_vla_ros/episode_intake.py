@@ -110,10 +110,19 @@ class EpisodeIntake:
             self._put(lambda: self._live.hear(heard), len(data))
 
     def _on_mark(self, message: Episode) -> None:
+        if message.event == Episode.ENDED:
+            self._drain()
         mark = Mark(message.event, codecs.from_time(message.header.stamp), message.id, message.instruction,
                     message.task, message.outcome)
         received = time.monotonic()
         self._put(lambda: self._live.mark(mark, received))
+
+    def _drain(self) -> None:
+        """Take what the middleware holds already, so that nothing sent before the end of an episode is cut off."""
+        for topic in self._kinds:
+            subscription = self._subscriptions[topic]
+            while (taken := subscription.handle.take_message(subscription.msg_type, subscription.raw)) is not None:
+                subscription.callback(taken[0])
 
     def _put(self, event: Event, size: int = 0) -> None:
         with self._lock:

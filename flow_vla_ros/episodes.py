@@ -24,6 +24,7 @@ from flow_vla_ros.topic_taps import TopicTaps
 
 __all__ = ['OUTCOMES', 'Ended', 'Episodes', 'next_folder']
 
+CHUNK_BYTES = 4 * 2 ** 20  # fewer of them leave the writer less to wait for the other threads
 OUTCOMES = {Episode.UNKNOWN: 'unknown', Episode.SUCCESS: 'success', Episode.FAILURE: 'failure'}
 
 
@@ -103,7 +104,8 @@ class Episodes:
         """Begin an episode in a new folder. Raise `RecordError` if it can't be written."""
         self.failure = None
         marks = {'instruction': instruction, 'task': task, 'outcome': 'unknown', 'contract': self._contract.label}
-        writer = EpisodeWriter(next_folder(self._folder), self._topics(taps), marks, self._compression)
+        writer = EpisodeWriter(next_folder(self._folder), self._topics(taps), marks, self._compression,
+                               CHUNK_BYTES)
         self._lost_before = {topic: meter.lost for topic, meter in taps.meters.items()}
         self._began = time.monotonic()
         self.recording = Recording(writer, self._kinds, self._options)

@@ -208,6 +208,7 @@ class PolicyNode(FlowLifecycleNode):
         return instruction
 
     def _on_outcome(self) -> None:
+        self._bridge.now()  # a jump of ROS time that nothing else has met yet makes outcomes invalid
         for outcome in self._worker.take():
             current = outcome.job.epoch == self._epoch and self.active
             if current and outcome.job.instruction == (self._bridge.instruction or ''):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+import sys
 
 from std_srvs.srv import Trigger
 
@@ -27,6 +28,7 @@ __all__ = ['RecorderNode', 'main', 'next_folder']
 OPTIONAL = (('action_chunk', 'flow_vla/msg/ActionChunk'), ('teleop/action_chunk', 'flow_vla/msg/ActionChunk'),
             ('executor/status', 'flow_vla/msg/ExecutionStatus'))
 MEGABYTE = 2 ** 20
+SWITCH_SECONDS = 0.001  # the writer waits so long at most for the thread that receives
 
 
 class RecorderNode(FlowLifecycleNode):
@@ -258,6 +260,7 @@ def _writable(folder: Path) -> Path:
 def main() -> None:
     """Run the node."""
     keep_memory()
+    sys.setswitchinterval(SWITCH_SECONDS)
     run(RecorderNode)
 
 

@@ -37,7 +37,7 @@ class Terminal:
         if source is None or source.closed or not os.isatty(source.fileno()):
             raise ConfigError('the keyboard needs a terminal, and standard input is none: run it in a terminal of its '
                               'own, with `flow-vla teleop keyboard` or `ros2 run flow_vla keyboard_node`')
-        self._number = source.fileno()
+        self._source, self._number = source, source.fileno()
         # Opened anew, so that not waiting is our own affair and not the shell's.
         self._screen = os.open(os.ttyname(self._number), os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
         self._before = termios.tcgetattr(self._number)

@@ -1,4 +1,4 @@
-"""Launches the recorder of episodes; with robot:=metaworld also the simulated robot and its scripted expert."""
+"""Launches the recorder of episodes; by arguments also a simulated robot, and what a person drives it with."""
 
 from launch import LaunchDescription
 

@@ -1,4 +1,4 @@
-"""Launches policy and executor, for a robot that runs already."""
+"""Launches policy and executor, for a robot that runs already; by arguments also recorder and teleoperation."""
 
 from launch import LaunchDescription
 

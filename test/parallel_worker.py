@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from flow_vla_core.data.windows import Windows
-from flow_vla_core.errors import TrainingError
+from flow_vla_core.errors import InputError, TrainingError
 from flow_vla_core.flows import FLOWS
 from flow_vla_core.policy import PolicyConfig
 from flow_vla_core.training.config import LoopConfig, TrainConfig
@@ -75,6 +75,24 @@ def failure(trainer: FlowTrainer) -> str:
     return f'none up to step {trainer.step}'
 
 
+def refusal(world: World) -> Callable[[], float]:
+    """Return what a model does in the second process that is given what it can't take."""
+    def factor() -> float:
+        if world.rank == 1:
+            raise InputError('no such time')
+        return 1.0
+    return factor
+
+
+def difference(world: World, values: dict) -> str:
+    """Return what is said about values that differ."""
+    try:
+        world.check_alike(values)
+    except TrainingError as error:
+        return str(error)
+    return ''
+
+
 def stopped_by_another(world: World) -> int:
     """Let the last process ask for an end while it computes its third step; return where this one ends."""
     objective = Uneven(world.rank)
@@ -107,6 +125,9 @@ def main(folder: Path) -> None:
         broken = Uneven(world.rank, lambda: torch.nan if world.rank else 1.0)
         found = {
             'weights': {name: weight.tolist() for name, weight in uneven.module.items()},
+            'refused': failure(FlowTrainer(Uneven(world.rank, refusal(world)), LOOP, world=world)),
+            'alike': difference(world, {'words': ['go', float('nan')], 'windows': 5}),
+            'other': difference(world, {'words': ['go'], 'windows': 5 + world.rank}),
             'nan': failure(FlowTrainer(broken, LOOP, world=world)),
             'stopped': stopped_by_another(world), 'patient': patient.step,
             'points': [[point.step, point.values] for point in resumed.points]}

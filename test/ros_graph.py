@@ -13,7 +13,7 @@ from rclpy.node import Node
 __all__ = ['RosGraph', 'spin_until']
 
 
-def spin_until(executor: SingleThreadedExecutor, predicate: Callable[[], Any], deadline: float = 15.0) -> Any:
+def spin_until(executor: SingleThreadedExecutor, predicate: Callable[[], Any], deadline: float = 60.0) -> Any:
     """Spin until the predicate is true and return its value; fail after ``deadline`` s."""
     end = time.monotonic() + deadline
     while not (value := predicate()):
@@ -83,7 +83,7 @@ class RosGraph:
         self.spin_until(client.service_is_ready)
         return client
 
-    def spin_until(self, predicate: Callable[[], Any], deadline: float = 15.0) -> Any:
+    def spin_until(self, predicate: Callable[[], Any], deadline: float = 60.0) -> Any:
         """Spin until the predicate is true and return its value; fail after ``deadline`` s."""
         return spin_until(self.executor, predicate, deadline)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 import os
 from pathlib import Path
+import shlex
 import signal
 import subprocess
 import sys
@@ -16,7 +17,18 @@ import pytest
 from flow_vla_core.errors import ConfigError, FlowVLAError
 from flow_vla_ros import bringup
 from flow_vla_ros import processes as processes_of_nodes
-from flow_vla_ros.bringup import ARGUMENTS, GRAPHS, NODES, ManagedProcesses, NodeSpec, graph_specs, node_spec
+from flow_vla_ros.bringup import (
+    ARGUMENTS,
+    GRAPHS,
+    NODES,
+    TELEOPERATION,
+    ManagedProcesses,
+    NodeSpec,
+    graph_specs,
+    node_spec,
+    terminal_hint,
+)
+from flow_vla_ros.teleop import teleop_command
 
 OBEDIENT = """
 import sys, time
@@ -93,10 +105,12 @@ def test_graph_is_made_from_the_table(graph: str) -> None:
 
 def test_every_argument_reaches_a_node_or_all() -> None:
     taken = {key for kind in NODES.values() for key in kind.takes}
-    assert set(ARGUMENTS) == taken | {'params_file', 'namespace', 'autostart', 'use_sim_time', 'robot'}
+    assert set(ARGUMENTS) == taken | {'params_file', 'namespace', 'autostart', 'use_sim_time', 'robot', 'teleop',
+                                      'record'}
     for graph in GRAPHS.values():
         offered = set(graph.arguments) & taken
-        assert offered <= {key for name in (*graph.nodes, *graph.simulated, *graph.watching)
+        chosen = ('recorder', *TELEOPERATION) if 'teleop' in graph.arguments else ()
+        assert offered <= {key for name in (*graph.nodes, *graph.simulated, *graph.watching, *chosen)
                             for key in NODES[name].takes}
 
 
@@ -114,6 +128,45 @@ def test_capture_of_the_simulated_robot() -> None:
     assert [spec.name for spec in specs] == ['sim', 'expert', 'recorder']
     assert specs[2].parameters == {'contract': 'metaworld', 'folder': 'bags', 'use_sim_time': True, 'autostart': True}
     assert {spec.parameters['contract'] for spec in graph_specs('capture', {'robot': 'so101'})} == {'so101'}
+
+
+def test_a_person_drives_in_the_experts_place() -> None:
+    specs = {spec.name: spec.parameters for spec in graph_specs('capture', {
+        'robot': 'so101', 'teleop': 'joystick', 'bindings': 'playstation', 'instruction': 'push the cube'})}
+    assert list(specs) == ['sim', 'recorder', 'executor', 'joystick']
+    assert specs['joystick'] == {'contract': 'so101', 'bindings': 'playstation', 'instruction': 'push the cube',
+                                 'use_sim_time': True, 'autostart': True}
+    assert [spec.name for spec in graph_specs('capture', {'teleop': 'leader'})] == ['recorder', 'executor', 'leader']
+
+
+@pytest.mark.parametrize('graph', ['policy', 'bringup'])
+def test_interventions_are_recorded_beside_the_policy(graph: str) -> None:
+    specs = graph_specs(graph, {'teleop': 'joystick', 'record': 'true', 'folder': 'bags'})
+    assert [spec.name for spec in specs] == [*GRAPHS[graph].nodes, 'recorder', 'joystick']
+    assert specs[-2].parameters['folder'] == 'bags'
+    assert len(graph_specs(graph, {'record': 'false'})) == len(GRAPHS[graph].nodes)
+
+
+def test_what_needs_a_terminal_is_left_out_and_told() -> None:
+    arguments = {'robot': 'so101', 'teleop': 'keyboard', 'instruction': 'push it', 'namespace': 'left'}
+    assert [spec.name for spec in graph_specs('capture', arguments)] == ['sim', 'recorder', 'executor']
+    hint = terminal_hint('capture', arguments)
+    assert hint.startswith('drive from a second terminal: flow-vla teleop keyboard ')
+    words = shlex.split(hint.partition('flow-vla teleop keyboard ')[2])
+    assert set(words) == {'contract:=so101', 'instruction:=push it', 'namespace:=left', 'use_sim_time:=true'}
+    command = teleop_command('keyboard', words)
+    assert {'contract:="so101"', 'use_sim_time:=true', 'autostart:=true', '__ns:=/left'} <= set(command)
+    assert terminal_hint('capture', {'teleop': 'joystick'}) == terminal_hint('sim', {}) == ''
+
+
+@pytest.mark.parametrize(('kind', 'word', 'complaint'), [
+    ('keybord', 'contract:=so101', "did you mean 'keyboard'"),
+    ('joystick', 'contrat:=so101', "did you mean 'contract'"),
+    ('leader', 'instruction:=go', "no argument 'instruction'"), ('joystick', 'so101', 'write name:=value'),
+    ('joystick', 'use_sim_time:=yes', "use_sim_time: 'yes' is not possible")])
+def test_bad_arguments_of_teleoperation_are_named(kind: str, word: str, complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        teleop_command(kind, [word])
 
 
 def test_a_robots_own_policy_is_taken_and_execution_is_chosen_at_launch() -> None:

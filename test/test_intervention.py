@@ -13,12 +13,15 @@ pytest.importorskip('rclpy', reason='rclpy is not installed')
 from moving_robot import MovingRobot
 from ros_graph import RosGraph
 from std_srvs.srv import Trigger
+from test_policy_node import DT, START
+from test_policy_node import Rig as PolicyRig
 
 from flow_vla.msg import ActionChunk as ChunkMessage
 from flow_vla.msg import ExecutionStatus
 from flow_vla_core.errors import Code
 from flow_vla_core.types import Actor
-from flow_vla_ros.qos import CHUNK
+from flow_vla_ros.codecs import to_time
+from flow_vla_ros.qos import CHUNK, STATUS
 
 
 def take_over(robot: MovingRobot, speed: float = -0.1) -> object:
@@ -114,3 +117,32 @@ def test_a_bad_chunk_of_a_person_takes_nothing_over(graph: RosGraph, tmp_path: P
     graph.spin_until(lambda: robot.status.code == Code.CHUNK_CONTRACT)
     assert robot.actor == Actor.POLICY
     graph.spin_until(lambda: robot.speed == pytest.approx(0.15))
+
+
+@pytest.mark.parametrize('source', [Actor.PERSON, Actor.NOBODY])
+def test_the_policy_continues_no_plan_that_was_not_followed(graph: RosGraph, source: Actor) -> None:
+    rig = PolicyRig(graph, realtime='prefix', replan_steps=3, use_sim_time=True)
+    executor = graph.outbox(ExecutionStatus, 'executor/status', STATUS)
+
+    def say(actor: Actor, stamp: int) -> None:
+        status = ExecutionStatus(source=actor, state=ExecutionStatus.FOLLOWING)
+        status.header.stamp = to_time(stamp)
+        executor.publish(status)
+
+    rig.set_time(START)
+    rig.say('open the faucet')
+    rig.answer(START, delay=DT)
+    say(source, START)                     # what it says of the time before the chunk came counts for nothing
+    say(Actor.POLICY, START + 2 * DT)
+    assert rig.answer(START + 3 * DT, delay=DT).delay == 1
+    say(source, START + 5 * DT)
+    graph.spin_until(lambda: rig.node._succession._disowned)
+    assert rig.answer(START + 6 * DT, delay=DT).delay == 0
+    say(Actor.POLICY, START + 8 * DT)
+    assert rig.answer(START + 9 * DT).delay == 1
+    assert [continuation is None for continuation in rig.engine.continuations] == [True, False, True, False]
+
+
+def test_actors_are_numbered_as_in_the_message() -> None:
+    assert {actor.name: actor.value for actor in Actor} == {
+        name: getattr(ExecutionStatus, name) for name in ('NOBODY', 'POLICY', 'PERSON')}

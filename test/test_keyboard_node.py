@@ -203,7 +203,7 @@ def test_bad_bindings_leave_the_terminal_alone(graph: RosGraph, terminal: Simple
 
 
 def test_the_panel_says_what_is_known_and_what_is_wrong() -> None:
-    assert in_lines(['ab', 'cd', 'efg', 'h'], 7) == ['ab   cd', 'efg', 'h']
+    assert in_lines(['ab', 'cd', 'efgh', 'i'], 7) == ['ab   cd', 'efgh', 'i']
     assert describe_execution(None) == ['robot     nothing heard from the executor']
     assert describe_recorder(None) == ['recorder  nothing heard from the recorder'] and not describe_topics(None)
     line, = describe_execution(ExecutionStatus(state=ExecutionStatus.STOPPED, code=212, message='until it is reset'))

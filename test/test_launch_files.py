@@ -91,6 +91,30 @@ def test_simulated_capture_starts_by_itself(graph: object, tmp_path: Path) -> No
         assert graph.call(SetBool, '/expert/enable', SetBool.Request(data=True)).success
 
 
+def test_capture_by_a_person_brings_robot_recorder_executor_and_joystick(graph: object, tmp_path: Path) -> None:
+    with launched('capture', 'robot:=metaworld', 'teleop:=joystick', f'folder:={tmp_path}', 'instruction:=reach out'):
+        for node in ('sim', 'recorder', 'executor', 'joystick'):
+            graph.spin_until(lambda node=node: state_of(graph, f'/{node}') == 'active', START_SECONDS)
+        assert 'expert' not in graph.probe.get_node_names()
+
+
+def test_what_needs_a_terminal_is_told_and_not_launched() -> None:
+    from launch import LaunchContext
+    from launch.actions import DeclareLaunchArgument, LogInfo, OpaqueFunction
+    from launch.launch_description_sources import get_launch_description_from_python_launch_file
+    from launch.utilities import perform_substitutions
+    context = LaunchContext()
+    context.launch_configurations['teleop'] = 'keyboard'
+    entities = []
+    for action in get_launch_description_from_python_launch_file(str(FOLDER / 'capture.launch.py')).entities:
+        if isinstance(action, DeclareLaunchArgument):
+            action.execute(context)
+        elif isinstance(action, OpaqueFunction):
+            entities = action.execute(context)
+    hints = [perform_substitutions(context, entity.msg) for entity in entities if isinstance(entity, LogInfo)]
+    assert len(entities) == 3 and hints == ['drive from a second terminal: flow-vla teleop keyboard']
+
+
 def test_parameters_come_from_the_users_file(graph: object, tmp_path: Path) -> None:
     from rcl_interfaces.srv import GetParameters
     path = tmp_path / 'mine.yaml'

@@ -129,6 +129,15 @@ def test_all_processes_end_together(folder: Path) -> None:
 def test_a_loss_that_is_not_finite_in_one_process_stops_all(folder: Path) -> None:
     for each in found(folder):
         assert each['nan'].startswith('step 0: loss nan')
+    first, second = (each['refused'] for each in found(folder))
+    assert first.startswith('step 0: the loss failed in another process')
+    assert second.startswith('step 0: no such time')
+
+
+def test_processes_that_see_other_data_are_told(folder: Path) -> None:
+    first, second = found(folder)
+    assert first['alike'] == second['alike'] == first['other'] == ''
+    assert second['other'].startswith('process 1 differs from the first one in windows')
 
 
 def test_fewer_shards_than_processes_are_refused() -> None:

@@ -54,8 +54,8 @@ def node(graph: RosGraph, kind: type, **parameters: Any) -> Any:
 
 
 def play(graph: RosGraph, *bags: Path, **parameters: Any) -> PlayerNode:
-    """Play bags at ten times their speed, once the trainer listens."""
-    return node(graph, PlayerNode, bags=[str(bag) for bag in bags], rate=10.0, gap=0.4, wait_for_subscribers=True,
+    """Play bags at five times their speed, once the trainer listens."""
+    return node(graph, PlayerNode, bags=[str(bag) for bag in bags], rate=5.0, gap=0.5, wait_for_subscribers=True,
                 **parameters)
 
 
@@ -69,20 +69,20 @@ def train(graph: RosGraph, folder: Path, settings: Path, **parameters: Any) -> t
 
 
 def test_a_played_bag_trains_a_policy(graph: RosGraph, tmp_path: Path, settings: Path, bags: list[Path]) -> None:
-    trainer, statuses, announced = train(graph, tmp_path / 'run', settings, steps=60, checkpoint_every=20,
-                                         keep_checkpoints=2)
+    trainer, statuses, announced = train(graph, tmp_path / 'run', settings, steps=60, checkpoint_every=30,
+                                         keep_checkpoints=1)
     graph.spin_until(lambda: statuses)
     assert (statuses[-1].state, statuses[-1].message) == (TrainingStatus.WAITING, '0 of 2 episodes')
     play(graph, *bags)
-    graph.spin_until(lambda: statuses[-1].state == TrainingStatus.DONE)
-    assert [Path(text.data).name for text in announced] == ['step_000020', 'step_000040', 'step_000060']
+    graph.spin_until(lambda: statuses[-1].state == TrainingStatus.DONE, 120.0)
+    assert [Path(text.data).name for text in announced] == ['step_000030', 'step_000060']
     status = statuses[-1]
     assert (status.step, status.episodes, status.frames, status.received, status.refused) == (60, 2, 24, 3, 1)
     assert 'episode_000002: its outcome is failure' in status.message
     assert status.checkpoint == announced[-1].data
     policy = load_checkpoint(Path(status.checkpoint), CONTRACT)
     assert policy.vocabulary.words == ('faucet', 'open', 'the')
-    assert not (tmp_path / 'run' / 'checkpoints' / 'step_000020').exists()
+    assert not (tmp_path / 'run' / 'checkpoints' / 'step_000030').exists()
     losses = [point.values['loss'] for point in trainer._training._trainer.points]
     assert len(losses) == 12
     assert np.mean(losses[-3:]) < 0.7 * losses[0]

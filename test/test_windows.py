@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+import tracemalloc
 
 from bag_tools import CONTRACT, record, steps
 import numpy as np
@@ -72,6 +73,29 @@ def test_gathering_does_not_touch_the_episodes() -> None:
     batch.actions.zero_()
     assert EPISODES[0].images['front'].max() > 0
     assert windows.gather([0, 1]).actions.abs().max() > 0
+
+
+def test_gathering_from_mapped_images_copies_the_frames_of_the_windows_only(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (400, 40, 40, 3), dtype=np.uint8)
+    np.save(tmp_path / 'images.npy', images)
+    row = np.zeros((400, 2), np.float32)
+    mapped = {'front': np.load(tmp_path / 'images.npy', mmap_mode='r')}
+    windows = Windows([Episode(np.arange(400), mapped, row, row, 'go', '', 'success', tmp_path)], 4, 2)
+    tracemalloc.start()
+    batch = windows.gather([0, 100, 398])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    seen = images[[[0, 1], [100, 101], [398, 399]]].transpose(0, 1, 4, 2, 3)
+    np.testing.assert_array_equal(batch.images['front'], seen)
+    assert batch.images['front'].nbytes <= peak < 4 * batch.images['front'].nbytes < images.nbytes / 10
+
+
+def test_frames_are_numbered_over_all_episodes() -> None:
+    windows = Windows(EPISODES, 3, 2)
+    states = np.concatenate([source.state for source in EPISODES])
+    np.testing.assert_array_equal(states[windows.frame_of], windows.gather(range(len(windows))).state[:, -1])
+    actions = np.concatenate([source.actions for source in EPISODES])
+    np.testing.assert_array_equal(actions[windows.frames_ahead([0, 11])], windows.gather([0, 11]).actions)
 
 
 def test_the_rows_of_a_recorded_bag(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from flow_vla_core.training.config import TrainConfig
 from flow_vla_core.training.episodes import choose_bags, hold_out, load_episodes
 from flow_vla_core.training.mixture import Dataset, choose_dataset
 from flow_vla_core.training.policy_objective import PolicyObjective
+from flow_vla_core.training.precision import check_device
 from flow_vla_core.training.run_folder import RESUME
 from flow_vla_core.training.trainer import FlowTrainer
 from flow_vla_core.training.world import World
@@ -82,6 +83,7 @@ def train(
     settings = load_config(config, steps=steps, batch_size=batch_size, accumulate=accumulate, patience=patience,
                            half=half, compile=compile, seed=seed)
     kind = _device(device)
+    check_device(settings, kind)
     _check_folder(out, resume or dry_run)
     robot = RobotContract.load(find_contract(contract))
     master = _read_teacher(teacher, settings, robot)
@@ -90,6 +92,7 @@ def train(
     torch.set_num_threads(threads or max(1, cores // int(os.environ.get('LOCAL_WORLD_SIZE', 1))))
     with World.joined(kind) as world:
         console = Console(quiet=not world.leads)
+        world.check_shards(settings.accumulate)
         with world.first_alone():
             episodes = _read(datasets, robot, outcome or ['success'], workers or cores, skip_unusable, console,
                              _cache(cache, cache_limit), ReadOptions(cut, instruction, actions, lead))

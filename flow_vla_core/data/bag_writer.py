@@ -20,7 +20,7 @@ from flow_vla_core.errors import DataError, DiskFull, RecordError
 __all__ = ['COMPRESSIONS', 'MARKS', 'EpisodeWriter', 'Topic']
 
 FLUSH_SECONDS = 0.5         # what a crash may cost at most, twice over
-CHUNK_BYTES = 2 ** 20
+CHUNK_BYTES = 2 ** 20       # small enough for whoever reads a bag with random access
 MARKS = 'flow_vla'          # name of the metadata in the file that holds our marks
 
 
@@ -63,7 +63,8 @@ class EpisodeWriter:
         folder: of the episode; must not exist yet.
         topics: what will be written.
         metadata: ours, kept in the bag's custom data and in the file itself.
-        compression: ``auto``, ``none``, ``lz4``, ``zstd_fast`` or ``zstd``, for each chunk of 1 MiB.
+        compression: ``auto``, ``none``, ``lz4``, ``zstd_fast`` or ``zstd``, for each chunk.
+        chunk_bytes: size above which a chunk is written.
 
     Raises:
         RecordError: if the folder exists or can't be made.
@@ -71,8 +72,9 @@ class EpisodeWriter:
     """
 
     def __init__(self, folder: Path, topics: Sequence[Topic], metadata: Mapping[str, str],
-                 compression: str = 'zstd') -> None:
+                 compression: str = 'zstd', chunk_bytes: int = CHUNK_BYTES) -> None:
         self.folder, self._metadata = folder, dict(metadata)
+        self._chunk_bytes = chunk_bytes
         self._topics: dict[str, Topic] = {}
         self._hashes: dict[str, str] = {}
         self._counts: dict[str, int] = {}
@@ -134,7 +136,7 @@ class EpisodeWriter:
         self._counts[topic] += 1
         self.messages += 1
         self._mcap.add_message(self._channels[topic], self._counts[topic], log_time, max(publish_time, 0), data)
-        if self._mcap.pending > CHUNK_BYTES:
+        if self._mcap.pending > self._chunk_bytes:
             self.flush()
         self.flush_if_due()
 

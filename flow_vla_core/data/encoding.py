@@ -17,11 +17,12 @@ __all__ = ['encode_action', 'encode_image', 'encode_message', 'encode_png', 'enc
 
 CHANNELS = {'rgb8': [0, 1, 2], 'bgr8': [2, 1, 0], 'rgba8': [0, 1, 2], 'bgra8': [2, 1, 0], 'mono8': [0]}
 LINEAR, ANGULAR = ('x', 'y', 'z'), ('rx', 'ry', 'rz')
+DEFAULTS = {full_name('geometry_msgs/Quaternion'): {'w': 1.0}}  # no rotation
 ZEROS = {'string': '', 'bool': False, 'float32': 0.0, 'float64': 0.0}  # 0 for every other type
 
 
 def encode_message(kind: str, **values: Any) -> bytes:
-    """Serialize a message; fields that are not given are zero, empty or built in the same way.
+    """Serialize a message; fields that are not given are zero, empty, no rotation, or built in the same way.
 
     Args:
         kind: such as ``std_msgs/String``.
@@ -68,7 +69,7 @@ def encode_png(image: np.ndarray) -> bytes:
 def encode_state(streams: Sequence[tuple[StateStream, np.ndarray]], stamp: int) -> bytes:
     """Serialize the streams of one topic with their values (n,) as one message.
 
-    A number that no stream holds is NaN in a JointState, and 0 elsewhere.
+    A number that no stream holds is NaN in a JointState, and as in a new message elsewhere.
     """
     kind = streams[0][0].message
     if kind == 'sensor_msgs/JointState':
@@ -142,6 +143,7 @@ def _header(stamp: int, frame: str = '') -> dict[str, Any]:
 def _build(name: str, values: Mapping[str, Any]) -> Any:
     """Build a message of rosbags' store out of nested mappings."""
     fields = dict(typestore().fielddefs[name][1])
+    values = values or DEFAULTS.get(name, {})
     if unknown := set(values) - set(fields):
         raise DataError(f'{name} has no field {sorted(unknown)[0]!r}')
     return typestore().types[name](**{key: _field(kind, values.get(key)) for key, kind in fields.items()})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 import struct
 from typing import Protocol
 import zlib
@@ -18,7 +18,7 @@ __all__ = ['COMPRESSIONS', 'McapFile', 'Sink']
 
 MESSAGE = struct.Struct('<BQHIQQ')  # opcode, length, channel, sequence, log time, publish time
 CHUNK = struct.Struct('<BQQQQI')    # opcode, length, first and last time, size, checksum
-SMALL = 64 * 1024                   # bytes; parts below it are joined before they are written
+SMALL = 64 * 1024                   # bytes; parts that are shorter together are joined before they are written
 WORTH = 0.9                         # a chunk that stays above this share of its size is not worth compressing
 PAUSE = 15                          # chunks that `auto` leaves as they are after one that was not worth it
 COMPRESSIONS = {'auto': 'zstd:1', 'none': '', 'lz4': 'lz4', 'zstd_fast': 'zstd:1', 'zstd': 'zstd:3'}
@@ -41,16 +41,15 @@ class _Compressor:
         self._compress = _function(self._kind, int(level or 0))
         self._tries, self._pause = name == 'auto', 0
 
-    def __call__(self, parts: list[bytes]) -> tuple[str, list[bytes]]:
+    def __call__(self, data: bytes) -> tuple[str, bytes]:
         if not self._kind or self._pause:
             self._pause = max(0, self._pause - 1)
-            return '', parts
-        data = b''.join(parts)
+            return '', data
         stored = self._compress(data)
         if self._tries and len(stored) > WORTH * len(data):
             self._pause = PAUSE
-            return '', parts
-        return self._kind, [stored]
+            return '', data
+        return self._kind, stored
 
 
 def _function(kind: str, level: int) -> Callable[[bytes], bytes]:
@@ -67,8 +66,8 @@ def _function(kind: str, level: int) -> Callable[[bytes], bytes]:
 class McapFile:
     """Writes schemas, channels and chunks of messages as they come, and an index at the end.
 
-    Large messages go from the caller to the sink without a copy in between, unless they are compressed; schemas,
-    channels and metadata are written at once.
+    A chunk is put together in one piece, so that checksum and writing, which both let other threads run, are one call
+    each; schemas, channels and metadata are written at once.
 
     Args:
         sink: takes the bytes.
@@ -97,29 +96,29 @@ class McapFile:
         self.index = McapIndex()
         self.size = 0
         self._new_chunk()
-        self._write([MCAP0_MAGIC + encode(Header('ros2', library))])
+        self._write(MCAP0_MAGIC + encode(Header('ros2', library)))
 
     def add_schema(self, number: int, name: str, encoding: str, data: bytes) -> None:
         """Add the definition of a type."""
         self.index.schemas[number] = Schema(number, data, encoding, name)
-        self._write([encode(self.index.schemas[number])])
+        self._write(encode(self.index.schemas[number]))
 
     def add_channel(self, number: int, topic: str, schema: int, metadata: Mapping[str, str],
                     encoding: str = 'cdr') -> None:
         """Add a topic."""
         self.index.channels[number] = Channel(number, topic, encoding, dict(metadata), schema)
-        self._write([encode(self.index.channels[number])])
+        self._write(encode(self.index.channels[number]))
 
     def add_metadata(self, name: str, values: Mapping[str, str]) -> None:
         """Add words about the file."""
         start = self.size
-        self._write([encode(Metadata(name=name, metadata=dict(values)))])
+        self._write(encode(Metadata(name=name, metadata=dict(values))))
         self.index.metadata.append(MetadataIndex(start, self.size - start, name))
 
     def add_attachment(self, attachment: Attachment) -> None:
         """Add a file within the file."""
         start = self.size
-        self._write([encode(attachment)])
+        self._write(encode(attachment))
         self.index.attachments.append(AttachmentIndex(
             offset=start, length=self.size - start, create_time=attachment.create_time, log_time=attachment.log_time,
             data_size=len(attachment.data), name=attachment.name, media_type=attachment.media_type))
@@ -136,54 +135,44 @@ class McapFile:
         """Write the open chunk, if there is anything in it."""
         if not self._times:
             return
-        parts, times, size, checksum = self._parts, self._times, self.pending, 0
+        data, times = b''.join(self._parts), self._times
         self._new_chunk()
-        for part in parts:
-            checksum = zlib.crc32(part, checksum)
-        compression, parts = self._compress(parts)
-        self._write_chunk(parts, compression, size, checksum, times)
+        compression, stored = self._compress(data)
+        self._write_chunk(stored, compression, len(data), zlib.crc32(data), times)
 
     def adopt_chunk(self, data: bytes, compression: str, size: int, checksum: int, times: MessageTimes) -> None:
         """Write a chunk as another file holds it."""
         self.end_chunk()
-        self._write_chunk([data], compression, size, checksum, times)
+        self._write_chunk(data, compression, size, checksum, times)
 
     def finish(self) -> None:
         """Write the open chunk and the index. The sink stays open."""
         self.end_chunk()
-        self._write([self.index.tail(self.size)])
+        self._write(self.index.tail(self.size))
 
     def _new_chunk(self) -> None:
         self._parts: list[bytes] = []
         self._times: dict[int, list[tuple[int, int]]] = {}
         self.pending = 0
 
-    def _write_chunk(self, parts: list[bytes], compression: str, size: int, checksum: int,
-                     times: MessageTimes) -> None:
+    def _write_chunk(self, data: bytes, compression: str, size: int, checksum: int, times: MessageTimes) -> None:
         stamps = [time for entries in times.values() for time, _ in entries]
-        first, last, stored = min(stamps, default=0), max(stamps, default=0), sum(map(len, parts))
+        first, last, stored = min(stamps, default=0), max(stamps, default=0), len(data)
         name, start = compression.encode(), self.size
         head = CHUNK.pack(Opcode.CHUNK, 40 + len(name) + stored, first, last, size, checksum)
         length = len(head) + 12 + len(name) + stored
         index, offsets = encode_times(times, start + length)
-        self._write([head + struct.pack('<I', len(name)) + name + struct.pack('<Q', stored), *parts, index])
+        self._write(head + struct.pack('<I', len(name)) + name + struct.pack('<Q', stored), data, index)
         self.index.add_chunk(ChunkIndex(
             chunk_start_offset=start, chunk_length=length, message_start_time=first, message_end_time=last,
             message_index_offsets=offsets, message_index_length=len(index), compression=compression,
             compressed_size=stored, uncompressed_size=size), times)
 
-    def _write(self, parts: Iterable[bytes]) -> None:
-        small: list[bytes] = []
+    def _write(self, *parts: bytes) -> None:
+        """Write at once what is short, and what is long without a copy: each call gives up the GIL once."""
+        if len(parts) > 1 and sum(map(len, parts)) < SMALL:
+            parts = (b''.join(parts),)
         for part in parts:
-            if len(part) < SMALL:
-                small.append(part)
-                continue
-            self._send(b''.join(small))
-            self._send(part)
-            small = []
-        self._send(b''.join(small))
-
-    def _send(self, data: bytes) -> None:
-        if data:
-            self._sink.write(data)
-            self.size += len(data)
+            if part:
+                self._sink.write(part)
+                self.size += len(part)

@@ -65,7 +65,8 @@ def plot_jerk(path: Path, rows: Sequence[Row], figure_of_merit: str = 'p99') -> 
     for axes in grid.flat:
         axes.set_yscale('log')
         axes.grid(alpha=0.3)
-    grid[0, 0].legend(fontsize=8)
+    handles, labels = grid[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc='outside upper center', ncols=len(labels), fontsize=8, frameon=False)
     save_figure(figure, path)
 
 

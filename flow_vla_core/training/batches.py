@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flow_vla_core.errors import ConfigError
 from flow_vla_core.training.config import LoopConfig
 from flow_vla_core.training.objective import Objective
 from flow_vla_core.training.randomness import source_of
@@ -57,9 +56,7 @@ class Batches:
     """
 
     def __init__(self, objective: Objective, config: LoopConfig, world: World) -> None:
-        if config.accumulate < world.size:
-            raise ConfigError(f'accumulate: {config.accumulate}; {world.size} processes need as many parts of a batch '
-                              f'at least: --accumulate {world.size}')
+        world.check_shards(config.accumulate)
         self._objective, self._config = objective, config
         self._sampler = objective.sampler(config)
         self._mine = range(world.rank, config.accumulate, world.size)

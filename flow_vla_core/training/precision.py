@@ -8,11 +8,20 @@ import shutil
 import torch
 
 from flow_vla_core.errors import ConfigError
+from flow_vla_core.training.config import LoopConfig
 
-__all__ = ['check_compiler', 'check_half']
+__all__ = ['check_compiler', 'check_device', 'check_half']
 
 COMPILERS = ('g++', 'clang++', 'c++')
 AMPERE = (8, 0)  # compute capability of the first CUDA devices with bfloat16
+
+
+def check_device(config: LoopConfig, device: torch.device | str) -> None:
+    """Raise `ConfigError` if a device can't do what is asked for."""
+    if config.half:
+        check_half(torch.device(device))
+    if config.compile:
+        check_compiler(torch.device(device))
 
 
 def check_half(device: torch.device) -> None:

@@ -33,7 +33,7 @@ def plot_samples(path: Path, policy: FlowVLA, feeder: Feeder, indices: Tensor,
     done = actions.masked_fill(~mask[..., None], torch.nan).numpy()
     names = [f'{part.name} {name}' for part in policy.contract.actions for name in part.names]
     figure = Figure(figsize=(2 + 1.6 * len(names), 0.4 + 1.7 * len(indices)), layout='constrained')
-    rows = figure.subplots(len(indices), 1 + len(names), squeeze=False)
+    rows = figure.subplots(len(indices), 1 + len(names), squeeze=False, sharey='col')
     image = next(iter(batch.images.values()))[:, -1].permute(0, 2, 3, 1).numpy()
     for row, axes in enumerate(rows):
         axes[0].imshow(image[row].squeeze(), cmap='gray')

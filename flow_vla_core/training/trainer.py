@@ -19,7 +19,7 @@ from flow_vla_core.training.batches import Batches, Shard
 from flow_vla_core.training.config import LoopConfig
 from flow_vla_core.training.early_stop import best_of, validations_since_best
 from flow_vla_core.training.objective import Objective
-from flow_vla_core.training.precision import check_compiler, check_half
+from flow_vla_core.training.precision import check_device
 from flow_vla_core.training.progress import TrainingProgress
 from flow_vla_core.training.report import Point, environment
 from flow_vla_core.training.run_folder import CHECKPOINT, EVENTS, RESUME, SAMPLES, RunFolder
@@ -30,7 +30,7 @@ from flow_vla_core.training.world import World
 
 __all__ = ['FlowTrainer']
 
-MAY_CHANGE = ('steps', 'half', 'compile', 'validate_every', 'validation_batches', 'checkpoint_every',
+MAY_CHANGE = ('steps', 'half', 'compile', 'prefetch', 'validate_every', 'validation_batches', 'checkpoint_every',
               'checkpoint_minutes', 'log_every')  # on resume; all else must be as it was
 
 
@@ -172,17 +172,15 @@ class FlowTrainer:
         numbers = self._state.load(self.out / RESUME)
         mine, theirs = self._identity(), numbers['identity']
         different = [f'{key}: {theirs.get(key)!r} then, {mine.get(key)!r} now' for key in theirs
-                     if mine.get(key) != theirs.get(key)]
+                     if key not in MAY_CHANGE and mine.get(key) != theirs.get(key)]
         if different:
             raise CheckpointError(f'{self.out / RESUME}: of another training: ' + '; '.join(different))
         self.step, self.seconds = numbers['step'], numbers['seconds']
         self.points = [Point(**point) for point in numbers['points']]
 
     def _check(self) -> None:
-        if self.config.half:
-            check_half(self.device)
-        if self.config.compile:
-            check_compiler(self.device)
+        check_device(self.config, self.device)
+        self.world.check_shards(self.config.accumulate)
         if self.config.patience and self.config.metric not in self.objective.metrics:
             known = closest(self.config.metric, self.objective.metrics)
             raise ConfigError(f'patience: {self.config.patience}, but no validation gives the metric '

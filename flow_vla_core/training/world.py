@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from flow_vla_core.errors import TrainingError
+from flow_vla_core.errors import ConfigError, TrainingError
 
 __all__ = ['World']
 
@@ -75,6 +75,12 @@ class World:
         yield
         if self.leads:
             self.wait()
+
+    def check_shards(self, shards: int) -> None:
+        """Raise `ConfigError` if a batch is cut into fewer shards than there are processes."""
+        if shards < self.size:
+            raise ConfigError(f'accumulate: {shards}; {self.size} processes need as many parts of a batch at least: '
+                              f'--accumulate {self.size}')
 
     def check_alike(self, values: Mapping[str, Any]) -> None:
         """Raise `TrainingError`, which names the key, if values differ from the first process's."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from flow_vla_core.contract import Camera, RobotContract, StateStream
+from flow_vla_core.contract import Camera, Rates, RobotContract, StateStream
 from flow_vla_core.data.alignment import STATUS, STATUS_TOPIC
 from flow_vla_core.data.bag_writer import EpisodeWriter, Topic
 from flow_vla_core.data.encoding import encode_action, encode_image, encode_message, encode_state
@@ -78,13 +78,19 @@ class _Content:
     @classmethod
     def of(cls, frames: Frames, match: Match, contract: RobotContract, fps: float) -> _Content:
         count, own = len(frames), frames.numbers
-        stamps = own['stamp'] if 'stamp' in own else START + np.round(np.arange(count) * 1e9 / fps).astype(np.int64)
+        stamps = own['stamp'] if 'stamp' in own else _stamps(count, fps, contract.rates)
         actors = own['actor'] if 'actor' in own else np.full(count, Actor.NOBODY)
         images = {camera.name: frames.images[match.cameras[camera.name]] for camera in contract.cameras}
         outcome = frames.row.get('flow_vla/outcome')
         if outcome not in OUTCOMES:
             outcome = 'success' if own.get('next.success', np.zeros(1, bool)).any() else 'unknown'
         return cls(stamps, images, match.values(frames, 'state'), match.values(frames, 'action'), actors, outcome)
+
+
+def _stamps(count: int, fps: float, rates: Rates) -> np.ndarray:
+    """Return stamps (N,), ns; at the contract's rate they lie on its grid, whose steps are whole nanoseconds."""
+    step = rates.policy_dt_ns if abs(fps * rates.policy_dt - 1) < 1e-6 else 1e9 / fps
+    return START + np.round(np.arange(count) * step).astype(np.int64)
 
 
 def _write(folder: Path, frames: Frames, content: _Content, contract: RobotContract) -> None:
