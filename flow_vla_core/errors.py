@@ -11,7 +11,7 @@ __all__ = [
     'ChunkNotFinite', 'ChunkOverruled', 'ChunkShape', 'ChunkStep', 'ChunkTooOld', 'ChunkUnsure', 'ClockJump',
     'Code', 'ConfigError', 'ContractError', 'DataError', 'DiskFull', 'FlowVLAError', 'ImageInvalid', 'InputError',
     'InstructionMissing', 'InstructionUnknown', 'ObservationError', 'RecordError', 'SolverError', 'StateInvalid',
-    'StateNotFinite', 'StreamMissing', 'StreamSkewed', 'StreamStale', 'TrainingError', 'closest',
+    'StateNotFinite', 'StreamMissing', 'StreamSkewed', 'StreamStale', 'TrainingError', 'closest', 'in_one_line',
 ]
 
 
@@ -228,6 +228,12 @@ class DiskFull(RecordError):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, Code.DISK_FULL)
+
+
+def in_one_line(error: object, limit: int = 300) -> str:
+    """Return what somebody else's error or file says, in one line of bounded length that any terminal can show."""
+    text = ''.join(letter if letter.isprintable() else '?' for letter in ' '.join(str(error).split()))
+    return text if len(text) <= limit else f'{text[:limit]} ...'
 
 
 def closest(value: str, allowed: Iterable[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import lru_cache
 from io import BytesIO
+import math
 from typing import Any
 
 import numpy as np
@@ -35,33 +36,44 @@ def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     rows, columns = size
     if image.shape[0] % rows == 0 and image.shape[1] % columns == 0:
         return _reduce(image, image.shape[0] // rows, image.shape[1] // columns)
-    total = _cover(_cover(image, rows, 0), columns, 1)
-    area = image.shape[0] * image.shape[1]
+    total = _cover(_cover(image, rows, 0, 255), columns, 1, 255 * _shrink(image.shape[0], rows)[0])
+    area = _shrink(image.shape[0], rows)[0] * _shrink(image.shape[1], columns)[0]
     return ((total + area // 2) // area).astype(np.uint8)
 
 
-def _cover(image: np.ndarray, after: int, axis: int) -> np.ndarray:
-    """Sum, for each of ``after`` new lines, the old ones weighted by how much of them it covers."""
+def _cover(image: np.ndarray, after: int, axis: int, largest: int) -> np.ndarray:
+    """Sum, for each of ``after`` new lines, the old ones weighted by how much of them it covers.
+
+    Values up to ``largest`` are summed in 16 bits where the sums fit into them, else in 32, which is slower.
+    """
     before = image.shape[axis]
     first, weights = _overlaps(before, after)
-    shape = (-1, 1, 1) if axis == 0 else (-1, 1)
-    total = np.take(image, first, axis) * weights[0].reshape(shape)
+    kind = np.uint16 if largest * _shrink(before, after)[0] < 2 ** 16 else np.uint32
+    weights = weights.astype(kind)[(..., None, None) if axis == 0 else (..., None)]
+    total = np.multiply(np.take(image, first, axis), weights[0], dtype=kind)
     for k in range(1, len(weights)):
-        total += np.take(image, np.minimum(first + k, before - 1), axis) * weights[k].reshape(shape)
+        total += np.multiply(np.take(image, np.minimum(first + k, before - 1), axis), weights[k], dtype=kind)
     return total
+
+
+def _shrink(before: int, after: int) -> tuple[int, int]:
+    """Return how many old lines cover how many new ones exactly."""
+    common = math.gcd(before, after)
+    return before // common, after // common
 
 
 @lru_cache(maxsize=16)
 def _overlaps(before: int, after: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the first old line that each new one covers, (after,), and how much of it and of the next, (K, after).
 
-    The lengths are whole numbers, in 1 / after of an old line, so that sums are exact and the same on every machine.
+    The lengths are whole numbers, in fractions of an old line, so that sums are exact and the same on every machine.
     They fit into 32 bits up to 16 million pixels.
     """
-    begin = np.arange(after)[:, None] * before
-    first = begin // after
-    old = (first + np.arange((before - 1) // after + 2)) * after
-    shared = np.minimum(old + after, begin + before) - np.maximum(old, begin)
+    long, short = _shrink(before, after)
+    begin = np.arange(after)[:, None] * long
+    first = begin // short
+    old = (first + np.arange((long - 1) // short + 2)) * short
+    shared = np.minimum(old + short, begin + long) - np.maximum(old, begin)
     return first[:, 0], np.maximum(shared, 0).T.astype(np.uint32)
 
 
@@ -127,7 +139,8 @@ def decode_state(message: Any, stream: StateStream) -> np.ndarray:
         StateInvalid: if a field or a name is missing.
         StateNotFinite: if a number is NaN or infinite.
     """
-    values = np.array(_numbers(message, stream), np.float32)
+    with np.errstate(over='ignore'):  # what does not fit is infinite, and refused
+        values = np.array(_numbers(message, stream), np.float32)
     if not np.isfinite(values).all():
         bad = stream.names[int(np.flatnonzero(~np.isfinite(values))[0])]
         raise StateNotFinite(f'{stream.name}: {bad} is not finite')
@@ -164,7 +177,8 @@ def decode_action(message: Any, part: ActionPart) -> np.ndarray:
     Of a trajectory, the first point is the command; points after it only say how to go on if nothing follows.
     """
     try:
-        return np.array(DECODERS[part.message](message, part), np.float32)
+        with np.errstate(over='ignore'):  # what does not fit is infinite
+            return np.array(DECODERS[part.message](message, part), np.float32)
     except (AttributeError, IndexError, KeyError, ValueError) as error:
         raise DataError(f'{part.topic}: {part.message} does not hold {list(part.names)}: {error}') from error
 

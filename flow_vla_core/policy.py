@@ -10,16 +10,17 @@ from torch import Tensor, nn
 
 from flow_vla_core.contract import RobotContract
 from flow_vla_core.encoders import Fusion, ImageEncoder, LanguageEncoder, StateEncoder, Vocabulary, drop_words
-from flow_vla_core.errors import ConfigError
+from flow_vla_core.errors import ConfigError, closest
 from flow_vla_core.generators import FlowMatchingConfig, Generator, GeneratorConfig, Guide, Refined, Student
 from flow_vla_core.networks import NetworkConfig, ResidualMLP, Sizes
-from flow_vla_core.transforms import Normaliser, Statistics
+from flow_vla_core.transforms import SCALES, Normaliser, Statistics
 from flow_vla_core.types import Batch, Condition
 
 __all__ = ['FlowVLA', 'ImageConfig', 'PolicyConfig']
 
 
-SHARED = ('horizon', 'language_width', 'state_width', 'condition_width', 'image')  # by a student and its teacher
+SHARED = ('horizon', 'language_width', 'state_width', 'condition_width', 'image', 'state_scale',
+          'action_scale')  # by a student and its teacher
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,12 @@ class PolicyConfig:
         generator: the family that makes the chunks, and its settings.
         refiner: whether a small network corrects the chunks.
         instruction_dropout: share of training examples whose words are taken away.
+        state_scale: ``standard``, mean and standard deviation to 0 and 1; or ``quantile``, the 1 % and 99 % quantiles
+            to -1 and 1.
+        action_scale: the same for actions.
+
+    Raises:
+        ConfigError: for a scale that is unknown.
 
     Example:
         >>> PolicyConfig(horizon=7).build_generator(action_dim=4).sizes
@@ -70,6 +77,13 @@ class PolicyConfig:
     generator: GeneratorConfig = field(default_factory=FlowMatchingConfig)
     refiner: bool = False
     instruction_dropout: float = 0.05
+    state_scale: str = 'standard'
+    action_scale: str = 'quantile'
+
+    def __post_init__(self) -> None:
+        for key in ('state_scale', 'action_scale'):
+            if getattr(self, key) not in SCALES:
+                raise ConfigError(f'{key}: {getattr(self, key)!r}; {closest(getattr(self, key), SCALES)}')
 
     @classmethod
     def dummy(cls) -> PolicyConfig:
@@ -118,8 +132,8 @@ class FlowVLA(nn.Module):
         super().__init__()
         self.config, self.contract = config, contract
         self.statistics, self.vocabulary = dict(statistics), vocabulary
-        self.normalise_state = Normaliser.standard(statistics['state'])
-        self.normalise_actions = _normalise_actions(config.generator, statistics['actions'])
+        self.normalise_state = Normaliser.of(statistics['state'], config.state_scale)
+        self.normalise_actions = _normalise_actions(config, statistics['actions'])
         self.language = LanguageEncoder(len(vocabulary), config.language_width)
         self.cameras = nn.ModuleDict({camera.name: ImageEncoder(
             camera.channels * contract.history, config.language_width, config.image.widths, config.image.points,
@@ -243,9 +257,9 @@ def _unrefined(generator: Generator) -> Generator:
     return generator.base if isinstance(generator, Refined) else generator
 
 
-def _normalise_actions(family: GeneratorConfig, statistics: Statistics) -> Normaliser:
-    """Map the quantiles of an action to -1 and 1, but leave alone what the family takes as it is."""
-    normaliser = Normaliser.quantile(statistics)
-    kept = list(family.kept(len(statistics.mean)))
+def _normalise_actions(config: PolicyConfig, statistics: Statistics) -> Normaliser:
+    """Scale actions as is asked for, but leave alone what the family takes as it is."""
+    normaliser = Normaliser.of(statistics, config.action_scale)
+    kept = list(config.generator.kept(len(statistics.mean)))
     normaliser.offset[kept], normaliser.scale[kept] = 0.0, 1.0
     return normaliser

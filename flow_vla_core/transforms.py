@@ -15,14 +15,18 @@ from torch.nn import functional
 
 from flow_vla_core.errors import CheckpointError
 
-__all__ = ['Normaliser', 'Statistics', 'random_shift']
+__all__ = ['SCALES', 'Normaliser', 'Statistics', 'random_shift']
 
+SCALES = ('standard', 'quantile')
 SMALLEST_SCALE = 1e-6  # a dimension that varies less is constant and keeps the scale 1
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Describes the numbers of one vector over a dataset; every field has one number for each dimension (D,)."""
+    """Describes the numbers of one vector over a dataset; every field has one number for each dimension (D,).
+
+    Quantiles are exact, over all frames.
+    """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -79,6 +83,11 @@ class Normaliser(nn.Module):
         """Map the 1 % and 99 % quantiles to -1 and 1 (openpi)."""
         low, high = np.array(statistics.q01), np.array(statistics.q99)
         return cls(((low + high) / 2).tolist(), ((high - low) / 2).tolist())
+
+    @classmethod
+    def of(cls, statistics: Statistics, scale: str) -> Normaliser:
+        """Make the one of `SCALES` that is named."""
+        return cls.quantile(statistics) if scale == 'quantile' else cls.standard(statistics)
 
     def forward(self, values: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""

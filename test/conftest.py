@@ -40,6 +40,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group('ros'))  # one after another: two graphs would share two cores
 
 
+@pytest.fixture(scope='session', autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Let commands, here and in the processes that tests start, keep decoded bags in a folder of this run."""
+    os.environ['FLOW_VLA_CACHE'] = str(tmp_path_factory.mktemp('cache'))
+
+
 @pytest.fixture(scope='session')
 def ros_environment() -> Iterator[dict[str, str]]:
     """Keep this test process, and those that it starts, to itself: own domain, this machine only."""

@@ -42,13 +42,16 @@ def settings(tmp_path: Path) -> str:
     return str(tmp_path / 'small.yaml')
 
 
-def test_bags_become_a_checkpoint_and_a_run_can_be_resumed(bags: Path, settings: str, tmp_path: Path) -> None:
-    out = tmp_path / 'run'
+def test_bags_become_a_checkpoint_and_a_run_can_be_resumed(bags: Path, settings: str, tmp_path: Path,
+                                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    out, cache = tmp_path / 'run', tmp_path / 'cache'
+    monkeypatch.setenv('FLOW_VLA_CACHE', str(cache))
     train('metaworld', [bags], out, settings, skip_unusable=True, threads=1, workers=1)
     report = json.loads((out / 'report.json').read_text())
     assert (report['train']['episodes'], report['validation']['episodes']) == (2, 1)
     assert report['words'] == ['faucet', 'open', 'the']
     assert load_checkpoint(out / 'checkpoint').config.horizon == 3
+    assert len(list(cache.glob('entries/*/*/episodes.json'))) == 3
     with pytest.raises(ConfigError, match='--resume'):
         train('metaworld', [bags], out, settings, skip_unusable=True, threads=1, workers=1)
     train('metaworld', [bags], out, settings, resume=True, steps=6, skip_unusable=True, threads=1, workers=2)
@@ -102,6 +105,15 @@ def test_a_bag_that_cannot_be_used_is_named(bags: Path, settings: str, tmp_path:
     with pytest.raises(DataError, match='none of 1 bags'):
         train('metaworld', [bags / 'broken'], tmp_path / 'run', settings, skip_unusable=True, threads=1, workers=1)
     assert not (tmp_path / 'run').exists()
+
+
+def test_a_recording_without_marks_is_trained_on(settings: str, tmp_path: Path) -> None:
+    """Words come from an option, actions from the state, and nothing is cached."""
+    record(tmp_path / 'bags' / 'plain', steps(6, ['/instruction']), {}, ['/instruction'])
+    options = {'outcome': ['unknown'], 'instruction': 'wave twice', 'actions': 'state', 'lead': 2}
+    train('metaworld', [tmp_path / 'bags'], tmp_path / 'run', settings, cache='', threads=1, workers=1, **options)
+    report = json.loads((tmp_path / 'run' / 'report.json').read_text())
+    assert (report['words'], report['train']['frames']) == (['twice', 'wave'], 4)
 
 
 def test_bags_are_chosen_by_their_outcome(bags: Path, tmp_path: Path) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+from core_samples import small_contract
 from hypothesis import given, settings
 from hypothesis import strategies as st
 import numpy as np
 import pytest
 import torch
 
-from flow_vla_core.errors import CheckpointError
+from flow_vla_core.encoders import Vocabulary
+from flow_vla_core.errors import CheckpointError, ConfigError
+from flow_vla_core.policy import FlowVLA, PolicyConfig
 from flow_vla_core.transforms import Normaliser, Statistics, random_shift
 
 VALUES = np.random.default_rng(0).normal([3, -1, 0], [2, 0.5, 10], (5000, 3))
@@ -60,6 +64,27 @@ def test_statistics_survive_a_file_and_a_damaged_file_is_named(tmp_path: Path) -
         (tmp_path / 'stats.json').write_text(text)
         with pytest.raises(CheckpointError, match='stats.json'):
             Statistics.load(tmp_path / 'stats.json')
+
+
+def test_a_policy_scales_as_its_settings_say() -> None:
+    """Quantiles are those of numpy over all frames, and what does not vary keeps its scale."""
+    contract = small_contract()
+    values = np.random.default_rng(3).exponential(size=(1000, contract.state_dim))
+    values[:, 1] = 7.0
+    statistics = {'state': Statistics.of(values), 'actions': Statistics.of(values[:, :contract.action_dim])}
+    words = Vocabulary.from_instructions(['open it'])
+    low, high = np.quantile(values, 0.01, axis=0), np.quantile(values, 0.99, axis=0)
+    for scale, expected in (('standard', (values - values.mean(0)) / np.where(values.std(0) > 0, values.std(0), 1)),
+                            ('quantile', (2 * values - low - high) / np.where(high > low, high - low, 2))):
+        policy = FlowVLA(replace(PolicyConfig.dummy(), state_scale=scale, action_scale=scale), contract, statistics,
+                         words)
+        for normalise in (policy.normalise_state, policy.normalise_actions):
+            assert normalise.scale[1] == 1
+            given = torch.from_numpy(values[:, :len(normalise.scale)]).float()
+            np.testing.assert_allclose(normalise(given), expected[:, :len(normalise.scale)], atol=1e-5)
+            np.testing.assert_allclose(normalise.inverse(normalise(given)), given, atol=1e-5)
+    with pytest.raises(ConfigError, match="state_scale: 'quantiles'; did you mean 'quantile'"):
+        PolicyConfig(state_scale='quantiles')
 
 
 def numbered(batch: int, frames: int = 2, channels: int = 3, rows: int = 11, columns: int = 7) -> torch.Tensor:

@@ -17,7 +17,9 @@ import typer
 
 from flow_vla_core.config import from_values, load_yaml
 from flow_vla_core.contract import RobotContract, config_folder, find_contract
+from flow_vla_core.data.cache import EpisodeCache, default_cache
 from flow_vla_core.data.episode import Episode
+from flow_vla_core.data.reading import ReadOptions
 from flow_vla_core.data.windows import Windows
 from flow_vla_core.errors import ConfigError, DataError, closest
 from flow_vla_core.generators import Student
@@ -50,6 +52,14 @@ def train(
     threads: Annotated[int, typer.Option(help='Threads of torch; 0 takes all cores.')] = 0,
     workers: Annotated[int, typer.Option(help='Processes that read bags; 0 takes all cores.')] = 0,
     device: Annotated[str, typer.Option(help='auto, cpu or cuda.')] = 'auto',
+    cache: Annotated[str | None, typer.Option(
+        help="Folder in which decoded bags are kept, by default the user's own cache; '' keeps none.")] = None,
+    cut: Annotated[str, typer.Option(
+        help='Where episodes begin in a bag: marks, instruction, whole, or a topic that marks it.')] = 'marks',
+    instruction: Annotated[str, typer.Option(help='The words for bags in which there are none.')] = '',
+    actions: Annotated[str, typer.Option(help='commands, or state: what was done --lead steps later.')] = 'commands',
+    lead: Annotated[int, typer.Option(min=1, help='Steps of the policy, with --actions state.')] = 1,
+    cache_limit: Annotated[float, typer.Option(min=0, help='Bytes that the cache may take, in GB; 0 for any.')] = 0,
 ) -> None:
     """Train a policy from recorded bags; stop it at any time and go on with --resume."""
     console = Console()
@@ -60,7 +70,8 @@ def train(
     _check_folder(out, resume)
     robot = RobotContract.load(find_contract(contract))
     master = _read_teacher(teacher, settings, robot)
-    episodes = _read(bags, robot, outcome or ['success'], workers or cores, skip_unusable, console)
+    episodes = _read(bags, robot, outcome or ['success'], workers or cores, skip_unusable, console,
+                     _cache(cache, cache_limit), ReadOptions(cut, instruction, actions, lead))
     learn, held = hold_out(episodes, settings.holdout, settings.seed)
     shape = (settings.policy.horizon, robot.history)
     objective = PolicyObjective(build_policy(settings, robot, learn, master), Windows(learn, *shape),
@@ -104,17 +115,27 @@ def _read_teacher(folder: Path | None, config: TrainConfig, contract: RobotContr
 
 
 def _read(folders: Sequence[Path], contract: RobotContract, outcomes: Sequence[str], workers: int,
-          skip: bool, console: Console) -> list[Episode]:
+          skip: bool, console: Console, cache: EpisodeCache | None = None,
+          options: ReadOptions | None = None) -> list[Episode]:
     chosen, others = choose_bags(folders, outcomes)
     console.print(f'{len(chosen)} bags with the outcome {" or ".join(outcomes)}, {len(others)} others left out')
 
     def tell(error: DataError) -> None:
         console.print(f'left out: {error}', soft_wrap=True, markup=False)
 
-    read = load_episodes(chosen, contract, workers, tell if skip else None)
-    episodes = list(track(read, 'reading', len(chosen), console=console, disable=not console.is_terminal))
+    read = load_episodes(chosen, contract, workers, tell if skip else None, options, cache)
+    shown = track(read, 'reading', len(chosen), console=console, disable=not console.is_terminal)
+    episodes = [episode for episode in shown if episode.outcome in outcomes]
+    if not episodes:
+        raise DataError(f'{len(chosen)} bags hold no episode with the outcome {" or ".join(outcomes)}')
     console.print(f'{len(episodes)} episodes, {sum(map(len, episodes))} frames')
     return episodes
+
+
+def _cache(folder: str | None, limit: float) -> EpisodeCache | None:
+    if folder == '':
+        return None
+    return EpisodeCache(default_cache() if folder is None else Path(folder), round(limit * 1e9) or None)
 
 
 def _check_folder(out: Path, resume: bool) -> None:

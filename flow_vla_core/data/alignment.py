@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from flow_vla_core.align import StreamBuffer
-from flow_vla_core.contract import ActionPart, RobotContract
+from flow_vla_core.contract import RobotContract
 from flow_vla_core.data.bag_reader import header_stamp
-from flow_vla_core.data.typestore import full_name, has_header, typestore
-from flow_vla_core.errors import DataError
+from flow_vla_core.data.inlet import UNLIMITED, Inlet
+from flow_vla_core.data.typestore import typestore
+from flow_vla_core.errors import DataError, in_one_line
 from flow_vla_core.messages import decode_action, stamp_of
 from flow_vla_core.types import Actor
 
@@ -21,7 +21,6 @@ __all__ = ['STATUS_TOPIC', 'AlignedFrame', 'EpisodeAligner']
 STATUS_TOPIC, STATUS = 'executor/status', 'flow_vla/ExecutionStatus'
 STATUS_AGE = 10 ** 9  # ns; nobody is known to act where the newest status is older
 SECOND = 10 ** 9
-UNLIMITED = 2 ** 62
 
 
 class AlignedFrame(NamedTuple):
@@ -61,6 +60,11 @@ class EpisodeAligner:
         patience: how late a sample may come, s.
         budget: bytes of messages that may wait for those of a stream that has stopped.
 
+    Attributes:
+        held: bytes of messages that are kept at present.
+        problem: why the first gap is one.
+        stretch: number of the present one.
+
     Example:
         >>> from flow_vla_core.contract import find_contract
         >>> aligner = EpisodeAligner(RobotContract.load(find_contract('metaworld')))
@@ -76,18 +80,18 @@ class EpisodeAligner:
         self.stretch = 0
         self._decode = decode
         self._patience, self._budget, self._step = round(patience * SECOND), budget, contract.rates.policy_dt_ns
-        self._streams = [_Inlet(stream.topic, stream.message, stream.name,
+        self._streams = [Inlet(stream.topic, stream.message, stream.name,
                                 round(stream.max_skew * SECOND)) for stream in contract.streams]
-        self._commands = [_Inlet(part.topic, part.message, part.name, part=part) for part in contract.actions
+        self._commands = [Inlet(part.topic, part.message, part.name, part=part) for part in contract.actions
                           ] if commands else []
-        self._status = _Inlet(STATUS_TOPIC, STATUS, STATUS_TOPIC)
-        self._words = _Inlet(contract.instruction.topic, 'std_msgs/String', contract.instruction.topic)
-        self._routes: dict[str, list[_Inlet]] = {}
+        self._status = Inlet(STATUS_TOPIC, STATUS, STATUS_TOPIC)
+        self._words = Inlet(contract.instruction.topic, 'std_msgs/String', contract.instruction.topic)
+        self._routes: dict[str, list[Inlet]] = {}
         for inlet in self._all():
             inlet.label = (names or {}).get(inlet.topic, inlet.topic)
             self._routes.setdefault(inlet.label, []).append(inlet)
         self._next: int | None = None
-        self._held = 0
+        self.held = 0
 
     @property
     def topics(self) -> set[str]:
@@ -122,15 +126,15 @@ class EpisodeAligner:
             DataError: if it is damaged, or not what the contract says; names the topic.
         """
         for inlet in self._routes[name]:
-            self._held += inlet.push(self._stamp(inlet, log_time, data), data)
+            self.held += inlet.push(self._stamp(inlet, log_time, data), data)
         frames = self._advance(self._horizon())
-        if self._held > self._budget:
+        if self.held > self._budget:
             frames += self._make_room()
         return frames
 
     def instruct(self, time: int, words: str) -> None:
         """Let words be in force from a time (ns) on."""
-        self._held += self._words.push(time, words)
+        self.held += self._words.push(time, words)
 
     def finish(self) -> list[AlignedFrame]:
         """Return the frames that are left; nothing more will come."""
@@ -144,14 +148,14 @@ class EpisodeAligner:
         frames = self.finish()
         for inlet in (*self._streams, *self._commands, self._status):
             inlet.clear()
-        self._next, self._held = None, self._words.held
+        self._next, self.held = None, self._words.held
         self.stretch += 1
         return frames
 
-    def _all(self) -> Iterator[_Inlet]:
+    def _all(self) -> Iterator[Inlet]:
         yield from (*self._streams, *self._commands, self._status, self._words)
 
-    def _stamp(self, inlet: _Inlet, log_time: int, data: Any) -> int:
+    def _stamp(self, inlet: Inlet, log_time: int, data: Any) -> int:
         if not isinstance(data, bytes):
             stamp = stamp_of(data)
         elif not inlet.has_header:
@@ -176,6 +180,7 @@ class EpisodeAligner:
                 return []
             self._next = start
         frames = []
+        begun = self._next
         while self._next <= horizon:
             late = self._gap(self._next)
             if late is None:
@@ -183,11 +188,12 @@ class EpisodeAligner:
                 self._next += self._step
             else:
                 self._skip(late, horizon)
-        for inlet in self._all():
-            self._held -= inlet.forget(self._next)
+        if frames or self._next != begun:
+            for inlet in self._all():
+                self.held -= inlet.forget(self._next)
         return frames
 
-    def _gap(self, time: int) -> _Inlet | None:
+    def _gap(self, time: int) -> Inlet | None:
         """Return a stream whose newest sample at or before a time is too far back."""
         for inlet in self._streams:
             found = inlet.buffer.at_or_before(time)
@@ -198,7 +204,7 @@ class EpisodeAligner:
                 return inlet
         return None
 
-    def _skip(self, inlet: _Inlet, horizon: int) -> None:
+    def _skip(self, inlet: Inlet, horizon: int) -> None:
         """Go on with the first time for which a stream has a new sample."""
         later = inlet.buffer.after(self._next)
         target = min(horizon + 1 if later is None else later, horizon + 1)
@@ -211,7 +217,7 @@ class EpisodeAligner:
         action = np.concatenate(actions) if actions else np.zeros(0, np.float32)
         return AlignedFrame(time, samples, action, self._actor(time), self._instruction(time), self.stretch)
 
-    def _command(self, inlet: _Inlet, time: int) -> np.ndarray:
+    def _command(self, inlet: Inlet, time: int) -> np.ndarray:
         stamp, data = inlet.buffer.at_or_before(time)
         if inlet.decoded is None or inlet.decoded[0] is not data:
             values = decode_action(self._message(inlet, data), inlet.part)
@@ -242,7 +248,7 @@ class EpisodeAligner:
             inlet.decoded = data, str(self._message(inlet, data).data).strip()
         return inlet.decoded[1]
 
-    def _message(self, inlet: _Inlet, data: Any) -> Any:
+    def _message(self, inlet: Inlet, data: Any) -> Any:
         if not isinstance(data, bytes):
             return data
         if self._decode is not None:
@@ -250,55 +256,20 @@ class EpisodeAligner:
         try:
             return typestore().deserialize_cdr(data, inlet.kind)
         except Exception as error:  # bytes from anywhere make the parser raise anything
-            raise DataError(f'{inlet.label}: damaged message: {error}') from error
+            raise DataError(f'{inlet.label}: damaged message: {in_one_line(error)}') from error
 
     def _make_room(self) -> list[AlignedFrame]:
-        """Decide without the streams that have stopped; before the grid has begun, drop what is oldest."""
+        """Decide without patience, then without the streams that have stopped.
+
+        Before the grid has begun, and of what is not aligned, the older half goes.
+        """
+        frames = self._advance(self._horizon(0))
+        if self.held <= self._budget:
+            return frames
         fullest = max(self._all(), key=lambda inlet: inlet.held)
         middle = fullest.buffer.middle
         if self._next is not None and fullest not in (self._status, self._words):
-            return self._advance(middle)
+            return frames + self._advance(middle)
         for inlet in self._all() if self._next is None else (fullest,):
-            self._held -= inlet.forget(middle)
-        return []
-
-
-class _Inlet:
-    """Keeps what one topic gives to one stream, command or other user."""
-
-    def __init__(self, topic: str, kind: str, name: str, max_skew: int = 0, part: ActionPart | None = None) -> None:
-        self.topic, self.kind, self.name, self.max_skew, self.part = topic, full_name(kind), name, max_skew, part
-        self.label = topic
-        self.has_header = self.kind in typestore().fielddefs and has_header(typestore(), self.kind)
-        self.buffer = StreamBuffer(2 ** 62)
-        self.count = self.held = 0
-        self.newest, self.first = -UNLIMITED, UNLIMITED
-        self.decoded: tuple[Any, Any] | None = None
-
-    @property
-    def oldest(self) -> int:
-        """Oldest stamp that is kept, ns; very large for none."""
-        return UNLIMITED if self.buffer.oldest is None else self.buffer.oldest
-
-    def push(self, stamp: int, data: Any) -> int:
-        """Keep a sample; return how many bytes more are held."""
-        self.count += 1
-        self.newest, self.first = max(self.newest, stamp), min(self.first, stamp)
-        gained = _size(data) - sum(map(_size, self.buffer.push(stamp, data)))
-        self.held += gained
-        return gained
-
-    def clear(self) -> None:
-        """Forget every sample."""
-        self.buffer.clear()
-        self.held, self.newest = 0, -UNLIMITED
-
-    def forget(self, time: int) -> int:
-        """Drop what is older than the newest sample at or before a time; return how many bytes that was."""
-        freed = sum(map(_size, self.buffer.forget_before(time)))
-        self.held -= freed
-        return freed
-
-
-def _size(data: Any) -> int:
-    return len(data) if isinstance(data, (bytes, str)) else 64 + len(getattr(data, 'data', ()))
+            self.held -= inlet.forget(middle)
+        return frames

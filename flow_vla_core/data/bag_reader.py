@@ -15,7 +15,7 @@ from flow_vla_core.data.compression import decompress, decompress_file
 from flow_vla_core.data.mcap_storage import McapStorage
 from flow_vla_core.data.storage import BagMessage, SqliteStorage, Storage
 from flow_vla_core.data.typestore import full_name, has_header, typestore_with
-from flow_vla_core.errors import DataError
+from flow_vla_core.errors import DataError, in_one_line
 
 __all__ = ['Bag', 'BagMessage', 'header_stamp', 'open_bag', 'read_bag']
 
@@ -133,7 +133,7 @@ class Bag:
         try:
             return self._store.deserialize_cdr(data, kind)
         except Exception as error:  # bytes from anywhere make the parser raise anything
-            raise DataError(f'{self.path}: {topic}: damaged message: {error}') from error
+            raise DataError(f'{self.path}: {topic}: damaged message: {in_one_line(error)}') from error
 
     @cached_property
     def _store(self) -> Any:
@@ -173,7 +173,7 @@ def open_bag(path: Path) -> Bag:
         try:
             storages.append(_open_storage(file))
         except DataError as error:
-            problems.append(str(error))
+            problems.append(in_one_line(error))
     marks = {str(key): str(value) for key, value in (information.get('custom_data') or {}).items()}
     if not any(storage.types for storage in storages):
         raise DataError(f'{path}: no messages{": " if problems else ""}{"; ".join(problems)}')

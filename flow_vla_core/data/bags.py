@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from flow_vla_core.errors import DataError
+from flow_vla_core.errors import DataError, in_one_line
 
 __all__ = ['STORAGES', 'find_bags', 'read_information', 'read_metadata', 'storage_files', 'try_information']
 
@@ -49,7 +49,7 @@ def read_information(bag: Path) -> dict[str, Any]:
     except OSError as error:
         raise DataError(f'{bag}: not a rosbag2 folder: metadata.yaml: {error.strerror}') from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise DataError(f'{path}: not valid YAML: {error}') from error
+        raise DataError(f'{path}: not valid YAML: {in_one_line(error)}') from error
     information = values.get('rosbag2_bagfile_information') if isinstance(values, dict) else None
     if not isinstance(information, dict) or not isinstance(information.get('custom_data') or {}, dict):
         raise DataError(f'{path}: not that of a rosbag2 folder: rosbag2_bagfile_information is missing or no mapping')
@@ -83,7 +83,7 @@ def storage_files(bag: Path, information: Mapping[str, Any]) -> list[Path]:
         return [bag]
     named = information.get('relative_file_paths')
     if isinstance(named, list) and named:
-        return [bag / Path(str(name)).name for name in named[:100_000]]
+        return [bag / Path(str(name).replace('\0', '?')).name for name in named[:100_000]]
     found = [path for path in bag.iterdir() if _is_storage(path)] if bag.is_dir() else []
     return sorted(found, key=lambda path: (_number(path), path.name))
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import tempfile
 from typing import IO
 
-from flow_vla_core.errors import DataError
+from flow_vla_core.errors import DataError, in_one_line
 
 __all__ = ['SIZE_LIMIT', 'decompress', 'decompress_file']
 
@@ -35,7 +35,7 @@ def decompress(data: bytes | memoryview, kind: str, size: int | None = None) -> 
     except DataError:
         raise
     except Exception as error:  # damaged data make the decompressors raise anything
-        raise DataError(f'not valid {kind}: {error}') from error
+        raise DataError(f'not valid {kind}: {in_one_line(error)}') from error
     if size is not None and len(found) != size:
         raise DataError(f'{len(found)} bytes, {size} were announced')
     return found
@@ -81,5 +81,5 @@ def _lz4(data: bytes | memoryview, limit: int) -> bytes:
     decompressor = lz4.frame.LZ4FrameDecompressor()
     found = decompressor.decompress(data, max_length=min(limit, 256 * len(data)) + 1)
     if not decompressor.eof:
-        raise DataError('ends early, or is longer than announced')
+        raise DataError('lz4 that ends early, or is longer than announced')
     return found

@@ -102,7 +102,7 @@ def take(file: IO[bytes], offset: int, length: int) -> bytes:
 def _read_summary(file: IO[bytes], size: int, index: McapIndex) -> str | None:
     """Read the index at the end, which need not be there; return what is wrong with it."""
     tail = size - len(MAGIC) - FOOTER_SIZE - PREFIX.size
-    end = take(file, tail, size) if tail >= len(MAGIC) else b''
+    end = take(file, tail, size - tail) if tail >= len(MAGIC) else b''
     if end[-len(MAGIC):] != MAGIC or PREFIX.unpack_from(end) != (FOOTER, FOOTER_SIZE):
         return 'cut off: its end is missing'
     start, _, checksum = struct.unpack_from('<QQI', end, PREFIX.size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Set
+from contextlib import AbstractContextManager, nullcontext
 import heapq
 from itertools import count
 from pathlib import Path
@@ -33,9 +34,10 @@ class McapStorage(Storage):
 
     def __init__(self, path: Path, file: IO[bytes] | None = None) -> None:
         super().__init__(path)
+        self.keep = file
         try:
-            self._file = file or path.open('rb')
-            index = read_index(self._file, self.damaged)
+            with self._opened() as source:
+                index = read_index(source, self.damaged)
         except DataError as error:
             raise DataError(f'{path.name}: {error}') from error
         except OSError as error:
@@ -48,6 +50,19 @@ class McapStorage(Storage):
 
     def read(self, topics: Set[str] | None, on_hole: Callable[[], None]) -> Iterator[BagMessage]:
         """Yield messages in order of log time, as far as chunks that overlap fit into memory."""
+        try:
+            with self._opened() as file:
+                yield from self._read_spans(file, topics, on_hole)
+        except OSError as error:
+            self.damaged(error.strerror or str(error))
+            on_hole()
+
+    def _opened(self) -> AbstractContextManager[IO[bytes]]:
+        """Open the file; a bag may have more of them than may be open at once."""
+        return self.path.open('rb') if self.keep is None else nullcontext(self.keep)
+
+    def _read_spans(self, file: IO[bytes], topics: Set[str] | None,
+                    on_hole: Callable[[], None]) -> Iterator[BagMessage]:
         order, held = count(), 0
         waiting: list[tuple[int, int, BagMessage]] = []
         for span in self._spans:
@@ -55,7 +70,7 @@ class McapStorage(Storage):
                 message = heapq.heappop(waiting)[2]
                 held -= len(message.data)
                 yield message
-            for message in self._read_span(span, topics, on_hole):
+            for message in self._read_span(file, span, topics, on_hole):
                 held += len(message.data)
                 heapq.heappush(waiting, (message.log_time, next(order), message))
         while waiting:
@@ -70,9 +85,10 @@ class McapStorage(Storage):
             if schema:
                 self.definitions.setdefault(schema.name, (schema.encoding, schema.text))
 
-    def _read_span(self, span: Span, topics: Set[str] | None, on_hole: Callable[[], None]) -> Iterator[BagMessage]:
+    def _read_span(self, file: IO[bytes], span: Span, topics: Set[str] | None,
+                   on_hole: Callable[[], None]) -> Iterator[BagMessage]:
         try:
-            content = self._content(span)
+            content = _content(file, span)
             for opcode, begin, end in records(content):
                 if opcode == MESSAGE:
                     channel, log_time, data = parse_message(content[begin:end])
@@ -81,20 +97,21 @@ class McapStorage(Storage):
                         raise DataError('a message without a topic' if topic is None else 'a log time out of range')
                     if topics is None or topic in topics:
                         yield BagMessage(topic, log_time, bytes(data))
-        except (DataError, struct.error, OSError) as error:
+        except (DataError, struct.error) as error:
             self.damaged(f'messages at byte {span.offset}: {error}')
             on_hole()
 
-    def _content(self, span: Span) -> memoryview:
-        """Return the records of a span."""
-        if span.length > SIZE_LIMIT:
-            raise DataError(f'{span.length} bytes, at most {SIZE_LIMIT} are read')
-        data = memoryview(take(self._file, span.offset, span.length))
-        if len(data) < max(span.length, PREFIX.size):
-            raise DataError('cut off')
-        opcode, length = PREFIX.unpack_from(data)
-        if opcode != CHUNK:
-            return data
-        if length != span.length - PREFIX.size:
-            raise DataError('the index does not fit')
-        return parse_chunk(data[PREFIX.size:])
+
+def _content(file: IO[bytes], span: Span) -> memoryview:
+    """Return the records of a span."""
+    if span.length > SIZE_LIMIT:
+        raise DataError(f'{span.length} bytes, at most {SIZE_LIMIT} are read')
+    data = memoryview(take(file, span.offset, span.length))
+    if len(data) < max(span.length, PREFIX.size):
+        raise DataError('cut off')
+    opcode, length = PREFIX.unpack_from(data)
+    if opcode != CHUNK:
+        return data
+    if length != span.length - PREFIX.size:
+        raise DataError('the index does not fit')
+    return parse_chunk(data[PREFIX.size:])

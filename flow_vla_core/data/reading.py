@@ -2,65 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 import logging
 from pathlib import Path
-from typing import Literal
-
-import numpy as np
 
 from flow_vla_core.contract import RobotContract
-from flow_vla_core.data.alignment import STATUS, STATUS_TOPIC, EpisodeAligner
+from flow_vla_core.data.alignment import STATUS, STATUS_TOPIC
 from flow_vla_core.data.bag_reader import Bag, open_bag
-from flow_vla_core.data.cuts import Segment, cut_bag
-from flow_vla_core.data.episode import OUTCOMES, Episode
-from flow_vla_core.data.frames import FrameDecoder, Frames, GrowingArray, Rows, StretchKeeper
-from flow_vla_core.errors import ConfigError, DataError
+from flow_vla_core.data.cuts import cut_bag
+from flow_vla_core.data.episode import Episode
+from flow_vla_core.data.frames import GrowingArray, Rows
+from flow_vla_core.data.options import ReadOptions
+from flow_vla_core.data.segment_reader import Grow, Part, SegmentReader
+from flow_vla_core.errors import DataError, in_one_line
 
-__all__ = ['ReadOptions', 'read_episode', 'read_episodes']
+__all__ = ['ReadOptions', 'read_episode', 'read_episodes', 'read_parts']
 
-Grow = Callable[[str, tuple[int, ...], type], Rows]
-
-
-@dataclass(frozen=True)
-class ReadOptions:
-    """Says how episodes are taken from a bag.
-
-    Args:
-        cut: where episodes begin and end. ``marks``: at our Episode messages, or, without any, as ``instruction``.
-            ``instruction``: new words begin a new episode. ``whole``: the bag is one. Otherwise a topic: of a
-            std_msgs/Bool, True begins and False ends one; any message of another type ends one and begins the next.
-        instruction: the words of a bag in which there are none.
-        actions: ``commands``, or ``state``: what the robot did ``lead`` steps later, from its state.
-        lead: steps of the policy.
-        threads: that decode images; 0 decodes them in the process's only one.
-
-    Raises:
-        ConfigError: if a value is out of range.
-
-    Example:
-        >>> ReadOptions(cut='whole', instruction='open the drawer').lead
-        1
-    """
-
-    cut: str = 'marks'
-    instruction: str = ''
-    actions: Literal['commands', 'state'] = 'commands'
-    lead: int = 1
-    threads: int = 0
-
-    def __post_init__(self) -> None:
-        if self.actions not in ('commands', 'state'):
-            raise ConfigError(f"actions {self.actions!r}; allowed: 'commands', 'state'")
-        if self.lead < 1 or self.threads < 0:
-            raise ConfigError(f'lead {self.lead}, threads {self.threads}: at least 1 and 0')
-        if not self.cut:
-            raise ConfigError("cut is empty; allowed: 'marks', 'instruction', 'whole', or a topic")
+LONGEST = 10_000  # letters of an error; it may list many topics
 
 
-def read_episodes(bag: Bag | Path, contract: RobotContract, options: ReadOptions | None = None,
-                  grow: Callable[[int], Grow] | None = None) -> list[Episode]:
+def read_episodes(bag: Bag | Path, contract: RobotContract, options: ReadOptions | None = None) -> list[Episode]:
     """Read a bag once and align it, with little memory beside the frames.
 
     Observations are those that a live `Synchroniser` would have selected at the grid times, actions the newest
@@ -73,25 +35,15 @@ def read_episodes(bag: Bag | Path, contract: RobotContract, options: ReadOptions
         bag: a rosbag2 folder or file, or an opened one.
         contract: says which topics, and how they are read.
         options: how episodes are cut, and where actions come from.
-        grow: number of a part of the bag -> what makes the arrays that images go to; by default they lie in memory.
 
     Raises:
         DataError: names the bag, the topic and the reason.
     """
     bag = bag if isinstance(bag, Bag) else open_bag(bag)
-    options = options or ReadOptions()
-    try:
-        found, problems = _read_segments(bag, contract, options, grow or (lambda _: _in_memory))
-    except DataError as error:
-        raise _named(bag, error) from error
-    if not found:
-        raise DataError('; '.join(problems[:3]) or f'{bag.path}: no episode in it')
+    parts, problems = read_parts(bag, contract, options or ReadOptions(), lambda _: _in_memory)
     for problem in problems:
         logging.getLogger(__name__).warning('%s', problem)
-    if bag.problems:
-        logging.getLogger(__name__).warning('%s: read as far as it goes: %s', bag.path, '; '.join(bag.problems))
-        found = [replace(episode, complete=False) for episode in found]
-    return found
+    return [episode for part in parts for episode in part.episodes(bag.path)]
 
 
 def read_episode(bag: Bag | Path, contract: RobotContract, options: ReadOptions | None = None) -> Episode:
@@ -102,26 +54,44 @@ def read_episode(bag: Bag | Path, contract: RobotContract, options: ReadOptions 
     return episodes[0]
 
 
-def _read_segments(bag: Bag, contract: RobotContract, options: ReadOptions,
-                   grow: Callable[[int], Grow]) -> tuple[list[Episode], list[str]]:
-    names = _find_topics(bag, contract, options)
-    segments = cut_bag(bag, options.cut, names.pop(contract.instruction.topic, None), options.instruction)
-    readers = [_SegmentReader(bag, contract, options, names, segment, grow(number))
-               for number, segment in enumerate(segments)]
-    _feed(bag, readers, set(names.values()))
-    episodes, problems = [], []
+def read_parts(bag: Bag, contract: RobotContract, options: ReadOptions,
+               grow: Callable[[int], Grow]) -> tuple[list[Part], list[str]]:
+    """Return what `read_episodes` makes episodes of, and what is to be said about it.
+
+    Args:
+        bag: that is read.
+        contract: says which topics, and how they are read.
+        options: how episodes are cut, and where actions come from.
+        grow: number of a part of the bag -> what makes the arrays that images go to.
+
+    Raises:
+        DataError: names the bag, the topic and the reason.
+    """
+    try:
+        names = _find_topics(bag, contract, options)
+        segments = cut_bag(bag, options.cut, names.pop(contract.instruction.topic, None), options.instruction)
+        readers = [SegmentReader(bag, contract, options, names, segment, grow(number))
+                   for number, segment in enumerate(segments)]
+        _feed(bag, readers, set(names.values()))
+    except DataError as error:
+        raise _named(bag, error) from error
+    parts, problems = [], []
     for reader in readers:
         try:
-            episodes += reader.episodes()
+            parts.append(reader.part(problems.append))
         except DataError as error:
             problems.append(str(_named(bag, error)))
-    return episodes, problems
+    if not parts:
+        raise DataError('; '.join(problems[:3]) or f'{bag.path}: no episode in it')
+    if bag.problems:
+        problems.append(f'{bag.path}: read as far as it goes: {"; ".join(bag.problems)}')
+        parts = [replace(part, complete=False) for part in parts]
+    return parts, problems
 
 
 def _find_topics(bag: Bag, contract: RobotContract, options: ReadOptions) -> dict[str, str]:
     """Return topic of the contract -> recorded name."""
-    names = {stream.topic: bag.find(stream.topic, stream.message)
-             for stream in contract.streams}
+    names = {stream.topic: bag.find(stream.topic, stream.message) for stream in contract.streams}
     if options.actions == 'commands':
         names |= {part.topic: bag.find(part.topic, part.message) for part in contract.actions}
     for topic, kind in ((contract.instruction.topic, 'std_msgs/String'), (STATUS_TOPIC, STATUS)):
@@ -132,7 +102,7 @@ def _find_topics(bag: Bag, contract: RobotContract, options: ReadOptions) -> dic
     return names
 
 
-def _feed(bag: Bag, readers: Sequence[_SegmentReader], topics: set[str]) -> None:
+def _feed(bag: Bag, readers: Sequence[SegmentReader], topics: set[str]) -> None:
     """Read the bag once, and give each segment what belongs to it."""
     waiting, current = list(reversed(readers)), None
     holes: list[bool] = []
@@ -154,125 +124,10 @@ def _feed(bag: Bag, readers: Sequence[_SegmentReader], topics: set[str]) -> None
         reader.finish()
 
 
-class _SegmentReader:
-    """Reads one part of a bag.
-
-    Args:
-        bag: that it is a part of.
-        contract: of the robot.
-        options: of reading.
-        names: topic of the contract -> recorded name.
-        segment: where it begins and ends, and what is said about it.
-        grow: makes the arrays that images go to.
-    """
-
-    def __init__(self, bag: Bag, contract: RobotContract, options: ReadOptions, names: Mapping[str, str],
-                 segment: Segment, grow: Grow) -> None:
-        self.segment = segment
-        self._bag, self._contract, self._options, self._names, self._grow = bag, contract, options, names, grow
-        self._aligner: EpisodeAligner | None = None
-        self._problem: DataError | None = None
-        self._frames: Frames | None = None
-        self._count = 0
-        self._done = False
-
-    def push(self, topic: str, log_time: int, data: bytes) -> None:
-        """Take in a message; what is wrong with it comes with `episodes`."""
-        if self._aligner is None:
-            self._begin()
-        self._count += 1
-        if self._problem is None:
-            self._try(lambda: self._aligner.push(topic, log_time, data))
-
-    def interrupt(self) -> None:
-        """Take note that messages are missing here."""
-        if self._aligner is not None and self._problem is None:
-            self._try(self._aligner.interrupt)
-
-    def finish(self) -> None:
-        """Take in what is left; nothing more will come."""
-        if self._aligner is None or self._done:
-            return
-        self._done = True
-        if self._problem is None:
-            self._try(self._aligner.finish)
-        try:
-            self._frames = self._keeper.finish(self._aligner.last_command)
-        except DataError as error:
-            self._problem = self._problem or error
-        self._decoder.close()
-
-    def episodes(self) -> list[Episode]:
-        """Return the episodes of this part. Raise `DataError` if there is none."""
-        if self._problem is not None:
-            raise self._problem
-        if not self._count:
-            raise DataError('no messages' + _end(self._bag))
-        if self._frames is None:
-            raise DataError(self._reason())
-        frames, total = self._frames, self._total()
-        if len(frames) < total:
-            logging.getLogger(__name__).warning('%s: %s; kept the longest stretch without a gap, %d of %d steps',
-                                                self._bag.path, self._aligner.problem or 'damaged', len(frames), total)
-        return [self._episode(frames.cut(begin, end), words, len(frames) >= total)
-                for begin, end, words in self._divide(frames)]
-
-    def _begin(self) -> None:
-        self._aligner = EpisodeAligner(self._contract, self._names, decode=self._bag.decode,
-                                       commands=self._options.actions == 'commands')
-        for time, words in self.segment.words:
-            self._aligner.instruct(time, words)
-        self._decoder = FrameDecoder(self._contract, self._names, self._bag.decode, self._options.threads)
-        self._keeper = StretchKeeper(self._contract, self._decoder, self._grow)
-
-    def _try(self, step: Callable[[], list]) -> None:
-        try:
-            for frame in step():
-                self._keeper.add(frame)
-        except DataError as error:
-            self._problem = error
-
-    def _reason(self) -> str:
-        """Say why there is no frame."""
-        if self._aligner.missing:
-            return f'{self._names[self._aligner.missing[0]]}: no messages{_end(self._bag)}'
-        start, end = self._aligner.span
-        if end < start:
-            return (f'streams and commands never overlap: all of them exist from {start / 1e9:.3f} s on, the first of '
-                    f'them ends at {end / 1e9:.3f} s')
-        return self._aligner.problem or 'no frame is whole'
-
-    def _total(self) -> int:
-        start, end = self._aligner.span
-        return (end - start) // self._contract.rates.policy_dt_ns + 1
-
-    def _divide(self, frames: Frames) -> Iterator[tuple[int, int, str]]:
-        """Yield begin, end and words of each run of frames with the same words."""
-        first = next((words for words in frames.instructions if words), self.segment.first_words)
-        texts = np.array([words or first for words in frames.instructions])
-        if self._options.cut == 'whole':
-            texts[:] = texts[0]
-        borders = [0, *(np.flatnonzero(texts[1:] != texts[:-1]) + 1).tolist(), len(texts)]
-        for begin, end in zip(borders, borders[1:]):
-            yield begin, end, str(texts[begin])
-
-    def _episode(self, frames: Frames, words: str, whole: bool) -> Episode:
-        if not words:
-            raise DataError('the instruction is empty')
-        segment = self.segment
-        return Episode(frames.stamps, frames.images, frames.state, frames.actions, words, segment.task,
-                       segment.outcome if segment.outcome in OUTCOMES else 'unknown', self._bag.path, whole,
-                       frames.actors)
-
-
 def _in_memory(_: str, shape: tuple[int, ...], kind: type) -> Rows:
     return GrowingArray(shape, kind)
 
 
 def _named(bag: Bag, error: DataError) -> DataError:
-    text = str(error)
-    return error if text.startswith(f'{bag.path}: ') else DataError(f'{bag.path}: {text}')
-
-
-def _end(bag: Bag) -> str:
-    return '' if bag.complete else f' in what can be read: {"; ".join(bag.problems)}'
+    text = in_one_line(error, LONGEST)
+    return DataError(text if text.startswith(f'{bag.path}: ') else f'{bag.path}: {text}')

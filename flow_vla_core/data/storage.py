@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Set
+from contextlib import closing
 from pathlib import Path
+import shutil
 import sqlite3
+import tempfile
 from typing import NamedTuple
 
 from flow_vla_core.data.compression import SIZE_LIMIT
-from flow_vla_core.errors import DataError
+from flow_vla_core.errors import DataError, in_one_line
 
 __all__ = ['LATEST', 'BagMessage', 'SqliteStorage', 'Storage']
 
@@ -84,16 +87,19 @@ class SqliteStorage(Storage):
         super().__init__(path)
         self._place = place or path
         try:
-            self._connection = self._connect()
-            self._topics = {number: (str(name), str(kind)) for number, name, kind in
-                            self._connection.execute('SELECT id, name, type FROM topics ORDER BY id')}
-            (start,), = self._connection.execute('SELECT min(timestamp) FROM messages')
-            self.start = start if isinstance(start, int) else LATEST
-            for name, kind in self._topics.values():
-                self.types.setdefault(name, kind)
-        except (sqlite3.Error, ValueError) as error:
-            raise DataError(f'{path.name}: {error}') from error
-        self._read_definitions()
+            if not self._place.exists():
+                raise DataError('No such file or directory')
+            self._recover()
+            with closing(self._connect()) as connection:
+                self._topics = {number: (str(name), str(kind)) for number, name, kind in
+                                connection.execute('SELECT id, name, type FROM topics ORDER BY id')}
+                (start,), = connection.execute('SELECT min(timestamp) FROM messages')
+                self._read_definitions(connection)
+        except (sqlite3.Error, ValueError, OSError, DataError, OverflowError, MemoryError) as error:
+            raise DataError(f'{path.name}: {in_one_line(error)}') from error
+        self.start = start if isinstance(start, int) else LATEST
+        for name, kind in self._topics.values():
+            self.types.setdefault(name, kind)
 
     def read(self, topics: Set[str] | None, on_hole: Callable[[], None]) -> Iterator[BagMessage]:
         """Yield messages in order of log time, up to the first that is damaged."""
@@ -101,16 +107,31 @@ class SqliteStorage(Storage):
         numbers = ','.join(str(int(number)) for number in wanted)
         query = f'SELECT topic_id, timestamp, data FROM messages WHERE topic_id IN ({numbers}) ORDER BY timestamp'
         try:
-            for number, time, data in self._connection.execute(query):
-                self._steps = 0
-                if not isinstance(time, int) or not isinstance(data, bytes) or not 0 <= time <= LATEST:
-                    self.damaged(f'{wanted[number]}: a message without a log time or without data')
-                    on_hole()
-                    continue
-                yield BagMessage(wanted[number], time, data)
+            with closing(self._connect()) as connection:
+                for number, time, data in connection.execute(query):
+                    self._steps = 0
+                    if not isinstance(time, int) or not isinstance(data, bytes) or not 0 <= time <= LATEST:
+                        self.damaged(f'{wanted[number]}: a message without a log time or without data')
+                        on_hole()
+                        continue
+                    yield BagMessage(wanted[number], time, data)
         except (sqlite3.Error, ValueError, OverflowError, MemoryError) as error:
-            self.damaged(str(error) or type(error).__name__)
+            self.damaged(in_one_line(error) or type(error).__name__)
             on_hole()
+
+    def _recover(self) -> None:
+        """Let sqlite finish, on a copy, what a recorder that was killed had not yet put into the file."""
+        rests = [rest for end in ('-wal', '-journal') if (rest := Path(f'{self._place}{end}')).exists()
+                 and rest.stat().st_size]
+        if not rests:
+            return
+        self.damaged(f'the recording was not ended; what stands in {rests[0].name} is read too')
+        self.keep = folder = tempfile.TemporaryDirectory(prefix='flow_vla_')
+        for path in (self._place, *rests):
+            shutil.copy(path, folder.name)
+        self._place = Path(folder.name) / self._place.name
+        with closing(sqlite3.connect(self._place)) as connection:
+            connection.execute('PRAGMA journal_mode = DELETE').fetchall()
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(f'{self._place.absolute().as_uri()}?mode=ro&immutable=1', uri=True,
@@ -129,10 +150,10 @@ class SqliteStorage(Storage):
         self._steps += STEPS
         return self._steps > MOST_STEPS
 
-    def _read_definitions(self) -> None:
+    def _read_definitions(self, connection: sqlite3.Connection) -> None:
         query = 'SELECT topic_type, encoding, encoded_message_definition FROM message_definitions'
         try:
-            for kind, encoding, text in self._connection.execute(query):
+            for kind, encoding, text in connection.execute(query):
                 self.definitions.setdefault(str(kind), (str(encoding), str(text)))
         except sqlite3.Error:
             pass  # an older bag, which has no such table

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from functools import partial
-import multiprocessing
 from pathlib import Path
 
 import numpy as np
 
 from flow_vla_core.contract import RobotContract
-from flow_vla_core.data.bags import find_bags, read_metadata
+from flow_vla_core.data.bags import find_bags, read_information
+from flow_vla_core.data.cache import EpisodeCache
 from flow_vla_core.data.episode import OUTCOMES, Episode
-from flow_vla_core.data.reading import ReadOptions, read_episodes
+from flow_vla_core.data.parallel import read_all
+from flow_vla_core.data.reading import ReadOptions
 from flow_vla_core.errors import DataError, closest
 
 __all__ = ['OUTCOMES', 'choose_bags', 'hold_out', 'load_episodes']
 
 
 def choose_bags(folders: Iterable[Path], outcomes: Sequence[str] = ('success',)) -> tuple[list[Path], list[Path]]:
-    """Find the bags below some folders; return those with a wanted outcome, and the rest.
+    """Find the bags below some folders; return those that may hold an episode with a wanted outcome, and the rest.
 
     Raises:
         DataError: if a folder is missing or holds no bag, a bag can't be read, an outcome is unknown or none is left.
@@ -30,13 +29,13 @@ def choose_bags(folders: Iterable[Path], outcomes: Sequence[str] = ('success',))
             raise DataError(f'no outcome {outcome!r}; {closest(outcome, OUTCOMES)}')
     bags: list[Path] = []
     for folder in map(Path, folders):
-        if not folder.is_dir():
+        if not folder.exists():
             raise DataError(f'{folder}: no such folder')
         found = find_bags(folder)
         if not found:
             raise DataError(f'{folder}: holds no rosbag2 folder')
         bags += found
-    wanted = [bag for bag in bags if read_metadata(bag).get('outcome', 'unknown') in outcomes]
+    wanted = [bag for bag in bags if _may_hold(bag, outcomes)]
     if not wanted:
         raise DataError(f'{len(bags)} bags, none with the outcome {" or ".join(outcomes)}')
     return wanted, [bag for bag in bags if bag not in set(wanted)]
@@ -44,8 +43,8 @@ def choose_bags(folders: Iterable[Path], outcomes: Sequence[str] = ('success',))
 
 def load_episodes(bags: Sequence[Path], contract: RobotContract, workers: int = 1,
                   skip: Callable[[DataError], None] | None = None,
-                  options: ReadOptions | None = None) -> Iterator[Episode]:
-    """Read bags in several processes, in order.
+                  options: ReadOptions | None = None, cache: EpisodeCache | None = None) -> Iterator[Episode]:
+    """Read bags in several processes, in order; with a cache, each bag is decoded only once.
 
     Args:
         bags: their folders.
@@ -53,12 +52,13 @@ def load_episodes(bags: Sequence[Path], contract: RobotContract, workers: int = 
         workers: number of processes; 1 reads in this one.
         skip: hears why a bag can't be used, and it is left out; without it the first such bag is an error.
         options: how episodes are cut, and where actions come from.
+        cache: whose episodes are memory-mapped; None decodes into memory.
 
     Raises:
         DataError: for the first bag that can't be used, without ``skip``, or if none is left.
     """
     left = 0
-    for found in _read_all(bags, contract, workers, options):
+    for found in read_all(bags, contract, workers, options, cache):
         if isinstance(found, list):
             left += len(found)
             yield from found
@@ -91,21 +91,10 @@ def hold_out(episodes: Sequence[Episode], share: float, seed: int) -> tuple[list
             [episode for index, episode in enumerate(episodes) if index in held])
 
 
-def _read_all(bags: Sequence[Path], contract: RobotContract, workers: int,
-              options: ReadOptions | None) -> Iterator[list[Episode] | DataError]:
-    read = partial(_try, contract, options)
-    if workers <= 1:
-        yield from map(read, bags)
-        return
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context('spawn')) as pool:
-        try:
-            yield from pool.map(read, bags, chunksize=4)
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _try(contract: RobotContract, options: ReadOptions | None, bag: Path) -> list[Episode] | DataError:
-    try:
-        return read_episodes(bag, contract, options)
-    except DataError as error:
-        return error
+def _may_hold(bag: Path, outcomes: Sequence[str]) -> bool:
+    """Say whether a bag's outcome is one of these, or stands in Episode messages only."""
+    information = read_information(bag)
+    outcome = (information.get('custom_data') or {}).get('outcome')
+    topics = information.get('topics_with_message_count')
+    inside = outcome is None and isinstance(topics, list) and any('flow_vla/msg/Episode' in str(t) for t in topics)
+    return inside or str(outcome or 'unknown') in outcomes
