@@ -72,7 +72,8 @@ def kill_once(rig: RecordingRig, seconds: float) -> dict[str, float | int | bool
     worst = max(behind, key=behind.get)
     steps = trains(rig, folder)
     shutil.rmtree(folder)
-    return {'seconds': round(seconds, 2), 'lost_seconds': round(min(behind[worst], seconds), 3), 'topic': worst, 'opens': opens,
+    lost = min(behind[worst], seconds)  # all of it, if nothing can be read
+    return {'seconds': round(seconds, 2), 'lost_seconds': round(lost, 3), 'topic': worst, 'opens': opens,
             'trains': steps > 0, 'steps': steps, 'messages': repaired.messages, 'cut_bytes': repaired.cut,
             'load': round(os.getloadavg()[0], 1)}
 
