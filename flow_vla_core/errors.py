@@ -230,10 +230,10 @@ class DiskFull(RecordError):
         super().__init__(message, Code.DISK_FULL)
 
 
-def in_one_line(error: object) -> str:
-    """Return what an error of somebody else's says, in one line of bounded length."""
-    text = ' '.join(str(error).split())
-    return text if len(text) <= 300 else f'{text[:300]} ...'
+def in_one_line(error: object, limit: int = 300) -> str:
+    """Return what somebody else's error or file says, in one line of bounded length that any terminal can show."""
+    text = ''.join(letter if letter.isprintable() else '?' for letter in ' '.join(str(error).split()))
+    return text if len(text) <= limit else f'{text[:limit]} ...'
 
 
 def closest(value: str, allowed: Iterable[str]) -> str:

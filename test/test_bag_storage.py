@@ -260,6 +260,11 @@ def test_a_name_that_leads_out_of_the_folder_is_not_followed(tmp_path: Path) -> 
     (bag / 'metadata.yaml').write_text(yaml.safe_dump({'rosbag2_bagfile_information': values}))
     with pytest.raises(DataError, match='no messages: secret.mcap: No such file'):
         open_bag(bag)
+    for name in ('..', '', '/', 'a\0b.mcap', 'a\nb.db3', 'x' * 5000, 3, None, ['a.mcap']):
+        values['relative_file_paths'] = [name]
+        (bag / 'metadata.yaml').write_text(yaml.safe_dump({'rosbag2_bagfile_information': values}))
+        with pytest.raises(DataError, match='^[^\n]*no messages: [^\n]*$'):
+            open_bag(bag)
 
 
 def test_lengths_are_not_believed() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import subprocess
 from typing import Any
 
-from bag_tools import CONTRACT, record, steps
+from bag_tools import CONTRACT, DT, START, record, steps
 import numpy as np
 import pytest
 
@@ -159,6 +159,17 @@ def test_an_interruption_leaves_nothing_behind_that_counts(bag: Path, cache: Epi
     (left / 'rest.npy').write_bytes(b'half')
     assert_same(cache.episodes(bag, CONTRACT), read_episodes(bag, CONTRACT))
     assert not left.exists() and 'rest.npy' not in {path.name for path in entries(cache)[0].iterdir()}
+
+
+def test_pictures_of_no_use_are_not_kept(cache: EpisodeCache, tmp_path: Path) -> None:
+    """The longest stretch comes second, so that the first is written and given up."""
+    gap = [sample for sample in steps(30) if not 8 * DT <= sample[1] - START < 14 * DT]
+    bag = record(tmp_path / 'gap', gap)
+    (episode,) = cache.episodes(bag, CONTRACT)
+    assert len(episode) == 16 and not episode.complete
+    (entry,) = entries(cache)
+    assert len(list(entry.glob('*_*_*.npy'))) == len(CONTRACT.cameras)
+    assert_same([episode], read_episodes(bag, CONTRACT))
 
 
 def test_processes_share_a_cache(cache: EpisodeCache, tmp_path: Path, python: str) -> None:

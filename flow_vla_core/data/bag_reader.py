@@ -173,7 +173,7 @@ def open_bag(path: Path) -> Bag:
         try:
             storages.append(_open_storage(file))
         except DataError as error:
-            problems.append(str(error))
+            problems.append(in_one_line(error))
     marks = {str(key): str(value) for key, value in (information.get('custom_data') or {}).items()}
     if not any(storage.types for storage in storages):
         raise DataError(f'{path}: no messages{": " if problems else ""}{"; ".join(problems)}')

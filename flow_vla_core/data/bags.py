@@ -83,7 +83,7 @@ def storage_files(bag: Path, information: Mapping[str, Any]) -> list[Path]:
         return [bag]
     named = information.get('relative_file_paths')
     if isinstance(named, list) and named:
-        return [bag / Path(str(name)).name for name in named[:100_000]]
+        return [bag / Path(str(name).replace('\0', '?')).name for name in named[:100_000]]
     found = [path for path in bag.iterdir() if _is_storage(path)] if bag.is_dir() else []
     return sorted(found, key=lambda path: (_number(path), path.name))
 

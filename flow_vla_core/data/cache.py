@@ -107,9 +107,10 @@ class EpisodeCache:
         temporary.mkdir(parents=True)
         try:
             parts, problems = read_parts(open_bag(bag), contract, options, lambda number: _grower(temporary, number))
-            text = json.dumps({'format': FORMAT, 'bag': str(bag), 'problems': problems,
-                               'parts': [_save(temporary, number, part) for number, part in enumerate(parts)]})
-            (temporary / DESCRIPTION).write_text(text)
+            saved = [_save(temporary, number, part) for number, part in enumerate(parts)]
+            _delete_unused(temporary, saved)
+            (temporary / DESCRIPTION).write_text(json.dumps({'format': FORMAT, 'bag': str(bag), 'problems': problems,
+                                                             'parts': saved}))
             place.parent.mkdir(parents=True, exist_ok=True)
             os.rename(temporary, place)
         except BaseException:
@@ -192,6 +193,14 @@ def _save(folder: Path, number: int, part: Part) -> dict[str, Any]:
     return {'vectors': vectors, 'checks': {name: _check(folder / file) for name, file in vectors.items()},
             'images': {name: Path(images.filename).name for name, images in frames.images.items()},
             'pieces': part.pieces, 'task': part.task, 'outcome': part.outcome, 'complete': part.complete}
+
+
+def _delete_unused(folder: Path, saved: list[dict[str, Any]]) -> None:
+    """Delete the pictures of parts that turned out to be of no use."""
+    used = {file for values in saved for group in ('vectors', 'images') for file in values[group].values()}
+    for path in folder.iterdir():
+        if path.name not in used:
+            path.unlink()
 
 
 def _open(entry: Path, values: dict[str, Any]) -> Part:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,8 @@ class NpyRows:
         self._file.truncate(self._begin + count * self._kind.itemsize * math.prod(self._shape))
         self._file.seek(0)
         self._write_header(count)
+        self._file.flush()
+        os.fsync(self._file.fileno())  # an entry of the cache must not outlive its pictures
         self._file.close()
         return np.load(self.path, mmap_mode='r')
 

@@ -15,9 +15,11 @@ from flow_vla_core.data.episode import Episode
 from flow_vla_core.data.frames import GrowingArray, Rows
 from flow_vla_core.data.options import ReadOptions
 from flow_vla_core.data.segment_reader import Grow, Part, SegmentReader
-from flow_vla_core.errors import DataError
+from flow_vla_core.errors import DataError, in_one_line
 
 __all__ = ['ReadOptions', 'read_episode', 'read_episodes', 'read_parts']
+
+LONGEST = 10_000  # letters of an error; it may list many topics
 
 
 def read_episodes(bag: Bag | Path, contract: RobotContract, options: ReadOptions | None = None) -> list[Episode]:
@@ -128,5 +130,5 @@ def _in_memory(_: str, shape: tuple[int, ...], kind: type) -> Rows:
 
 
 def _named(bag: Bag, error: DataError) -> DataError:
-    text = str(error)
-    return error if text.startswith(f'{bag.path}: ') else DataError(f'{bag.path}: {text}')
+    text = in_one_line(error, LONGEST)
+    return DataError(text if text.startswith(f'{bag.path}: ') else f'{bag.path}: {text}')

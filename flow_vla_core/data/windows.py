@@ -59,6 +59,8 @@ class Windows:
         self._episode = np.repeat(np.arange(len(counts)), counts)
         self._place = np.concatenate([np.arange(history - 1, history - 1 + count) for count in counts])
         self._lengths, self._starts = lengths, np.cumsum(lengths) - lengths
+        self._sources = {name: [np.asarray(episode.images[name]) for episode in self.episodes]  # not memmaps: quicker
+                         for name in self.episodes[0].images}
         self._state = torch.from_numpy(np.concatenate([episode.state for episode in self.episodes]))
         self._actions = torch.from_numpy(np.concatenate([episode.actions for episode in self.episodes]))
 
@@ -102,9 +104,10 @@ class Windows:
 
     def _images(self, name: str, episodes: np.ndarray, seen: np.ndarray) -> torch.Tensor:
         """Copy (B, T) frames; the result is (B, T, C, Y, X) with the channels innermost in memory."""
-        out = np.empty((*seen.shape, *self.episodes[0].images[name].shape[1:]), np.uint8)
+        sources = self._sources[name]
+        out = np.empty((*seen.shape, *sources[0].shape[1:]), np.uint8)
         for row, (episode, places) in enumerate(zip(episodes, seen)):
-            out[row] = self.episodes[episode].images[name][places[0]:places[-1] + 1]
+            out[row] = sources[episode][places[0]:places[-1] + 1]
         return torch.from_numpy(out).permute(0, 1, 4, 2, 3)
 
 
