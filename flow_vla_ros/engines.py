@@ -19,7 +19,7 @@ from flow_vla_ros.parameters import Parameters
 
 __all__ = ['EngineLoader', 'Loaded', 'horizon_of', 'load_engine', 'scale_of']
 
-NICE = 10  # of the loading thread, so that it takes no time from an inference
+NICE = 5    # of the loading thread, so that it takes no time from an inference
 
 
 @dataclass(frozen=True)
