@@ -110,10 +110,7 @@ def decode_image(message: Any, camera: Camera) -> np.ndarray:
 
 def _decompress(message: Any, camera: Camera) -> np.ndarray:
     """Decode JPEG or PNG to (Y, X, C) uint8, RGB or one channel; its size is checked before its pixels are read."""
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise ImageInvalid(f'{camera.name}: compressed images need the package pillow: pip install pillow') from error
+    from PIL import Image
     try:
         image = Image.open(BytesIO(bytes(message.data)), formats=('JPEG', 'PNG'))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:

@@ -63,8 +63,8 @@ def test_mistakes_are_one_line(dataset: Path, tmp_path: Path, monkeypatch: pytes
         run('export', '--contract', 'so101', '--bags', tmp_path, '--out', tmp_path / 'out')
     with pytest.raises(ConfigError, match="--feature 'top': expected PART=FEATURE"):
         run('import', '--dataset', dataset, '--out', tmp_path / 'out', '--feature', 'top')
-    monkeypatch.setattr(exchange, 'find_spec', lambda name: None if name == 'PIL' else name)
-    with pytest.raises(ConfigError, match=r'pillow not installed: pip install "flow_vla\[data\]"'):
+    monkeypatch.setattr(exchange, 'find_spec', lambda name: None if name == 'av' else name)
+    with pytest.raises(ConfigError, match=r'av not installed: pip install "flow_vla\[data\]"'):
         run('import', '--dataset', dataset, '--out', tmp_path / 'out')
 
 

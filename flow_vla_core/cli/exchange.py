@@ -19,7 +19,7 @@ from flow_vla_core.errors import ConfigError, DataError
 
 __all__ = ['export', 'import_']
 
-PACKAGES = {'pyarrow': 'pyarrow', 'av': 'av', 'PIL': 'pillow'}
+PACKAGES = {'pyarrow': 'pyarrow', 'av': 'av'}
 
 Contract = Annotated[str, typer.Option(help='Robot contract: a file, or a name in config/robots.')]
 

@@ -33,11 +33,8 @@ def tidy(value: float) -> str:
 
 
 def draw_picture(picture: np.ndarray) -> str:
-    """Return (Y, X, C) uint8 as an image element, or nothing where Pillow is not installed."""
-    try:
-        from PIL import Image
-    except ModuleNotFoundError:  # of the extra data
-        return ''
+    """Return (Y, X, C) uint8 as an image element."""
+    from PIL import Image
     file = io.BytesIO()
     Image.fromarray(picture[..., 0] if picture.shape[2] == 1 else picture).save(file, 'JPEG', quality=72, optimize=True)
     rows, columns = picture.shape[:2]

@@ -87,10 +87,8 @@ def _smaller(rows: int, columns: int, height: int) -> tuple[int, int]:
     return (rows, columns) if rows <= height else (height, max(1, round(columns * height / rows)))
 
 
-def _decompress(message: Any, height: int) -> np.ndarray | None:
+def _decompress(message: Any, height: int) -> np.ndarray:
     picture = _open(message)
-    if picture is None:
-        return None
     try:
         picture.draft('RGB', (4 * height, 4 * height))
         rows, columns = _smaller(picture.height, picture.width, height)
@@ -100,11 +98,8 @@ def _decompress(message: Any, height: int) -> np.ndarray | None:
 
 
 def _open(message: Any) -> Any:
-    """Read the head of a JPEG or PNG; None where Pillow, of the extra ``data``, is not installed."""
-    try:
-        from PIL import Image
-    except ModuleNotFoundError:
-        return None
+    """Read the head of a JPEG or PNG."""
+    from PIL import Image
     try:
         return Image.open(BytesIO(bytes(message.data)), formats=('JPEG', 'PNG'))
     except Exception as error:  # as above
