@@ -222,9 +222,14 @@ def test_a_missing_compiler_is_named_before_a_step(monkeypatch: pytest.MonkeyPat
         line_trainer(None, None, compile=True)
 
 
-def test_half_precision_rounds_what_networks_compute_and_keeps_weights_in_full(
-        monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision, '_cpu_is_able', lambda _: True)  # a linear layer needs no oneDNN
+def test_a_cpu_without_bfloat16_is_refused_for_recurrent_networks_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, '_cpu_is_able', lambda _: False)
+    line_trainer(None, None, half=True).train_step()
+    with pytest.raises(ConfigError, match='half: this cpu'):
+        policy_trainer(None, replace(CONFIG, half=True))
+
+
+def test_half_precision_rounds_what_networks_compute_and_keeps_weights_in_full() -> None:
     kinds, gradients = set(), []
     for half in (False, True):
         objective = Line()

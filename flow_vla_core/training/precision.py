@@ -6,6 +6,7 @@ import os
 import shutil
 
 import torch
+from torch import nn
 
 from flow_vla_core.errors import ConfigError
 from flow_vla_core.training.config import LoopConfig
@@ -16,17 +17,19 @@ COMPILERS = ('g++', 'clang++', 'c++')
 AMPERE = (8, 0)  # compute capability of the first CUDA devices with bfloat16
 
 
-def check_device(config: LoopConfig, device: torch.device | str) -> None:
-    """Raise `ConfigError` if a device can't do what is asked for."""
+def check_device(config: LoopConfig, device: torch.device | str, module: nn.Module | None = None) -> None:
+    """Raise `ConfigError` if a device can't do what is asked for; without a module for a policy, which has an LSTM."""
     if config.half:
-        check_half(torch.device(device))
+        check_half(torch.device(device), module is None or any(isinstance(e, nn.RNNBase) for e in module.modules()))
     if config.compile:
         check_compiler(torch.device(device))
 
 
-def check_half(device: torch.device) -> None:
-    """Raise `ConfigError` if a device does not compute in bfloat16."""
+def check_half(device: torch.device, recurrent: bool = True) -> None:
+    """Raise `ConfigError` if a device has no bfloat16; old CPUs have it, slowly, but not for ``recurrent`` layers."""
     able = {'cpu': _cpu_is_able, 'cuda': _cuda_is_able}.get(device.type)
+    if device.type == 'cpu' and not recurrent:
+        return
     if able is None or not able(device):
         name = torch.cuda.get_device_name(device) if device.type == 'cuda' else f'this {device.type}'
         raise ConfigError(f'half: {name} does not compute in bfloat16; set half: false, or give --no-half')

@@ -179,7 +179,7 @@ class FlowTrainer:
         self.points = [Point(**point) for point in numbers['points']]
 
     def _check(self) -> None:
-        check_device(self.config, self.device)
+        check_device(self.config, self.device, self.objective.module)
         self.world.check_shards(self.config.accumulate)
         if self.config.patience and self.config.metric not in self.objective.metrics:
             known = closest(self.config.metric, self.objective.metrics)
