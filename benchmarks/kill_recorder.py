@@ -21,6 +21,7 @@ import typer
 
 from flow_vla_core.data import read_episode
 from flow_vla_core.data.bag_repair import repair_bag
+from flow_vla_core.errors import DataError
 from flow_vla_core.evaluation.report import Machine, git_state
 from flow_vla_ros.bringup import prepare_environment
 
@@ -71,7 +72,8 @@ def kill_once(rig: RecordingRig, seconds: float) -> dict[str, float | int | bool
     worst = max(behind, key=behind.get)
     steps = trains(rig, folder)
     shutil.rmtree(folder)
-    return {'seconds': round(seconds, 2), 'lost_seconds': round(behind[worst], 3), 'topic': worst, 'opens': opens,
+    lost = min(behind[worst], seconds)  # all of it, if nothing can be read
+    return {'seconds': round(seconds, 2), 'lost_seconds': round(lost, 3), 'topic': worst, 'opens': opens,
             'trains': steps > 0, 'steps': steps, 'messages': repaired.messages, 'cut_bytes': repaired.cut,
             'load': round(os.getloadavg()[0], 1)}
 
@@ -93,8 +95,12 @@ def opens_with_rosbags(bag: Path) -> bool:
 
 
 def trains(rig: RecordingRig, bag: Path) -> int:
-    """Return the steps of the episode that the bag reads into, with every image and number in it finite."""
-    episode = read_episode(bag, rig.contract)
+    """Return the steps of the episode that the bag reads into, with every number in it finite; 0 if it does not."""
+    try:
+        episode = read_episode(bag, rig.contract)
+    except DataError as error:
+        Console().print(str(error))
+        return 0
     assert np.isfinite(episode.actions).all() and np.isfinite(episode.state).all()
     return len(episode)
 

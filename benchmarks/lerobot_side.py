@@ -11,6 +11,7 @@ from functools import partial
 import json
 import os
 from pathlib import Path
+import resource
 import sys
 import tempfile
 import time
@@ -246,29 +247,42 @@ def measure(folder: Path, batch: int, horizon: int, workers: int, seconds: float
     dataset = load(folder, delta_timestamps={'action': [step / fps for step in range(horizon)]})
     loader = DataLoader(dataset, batch_size=batch, shuffle=True, num_workers=workers, drop_last=len(dataset) >= batch,
                         prefetch_factor=2 if workers else None, persistent_workers=workers > 0)
-    seen, started = 0, None
+    seen, started, before = 0, None, 0.0
     while True:
-        for samples in loader:
+        batches = iter(loader)
+        processes = [os.getpid(), *(worker.pid for worker in getattr(batches, '_workers', ()))]
+        for samples in batches:
             if started is None:  # workers are up, the first batch is there
-                started = time.perf_counter()
+                started, before = time.perf_counter(), cpu_seconds(processes)
                 continue
             seen += len(samples['index'])
             if time.perf_counter() - started > seconds:
-                passed = time.perf_counter() - started
-                return {'samples_per_second': seen / passed, 'samples': seen, 'backend': dataset.video_backend,
-                        'workers': workers, 'batch': batch}
+                passed, used = time.perf_counter() - started, cpu_seconds(processes) - before
+                return {'samples_per_second': seen / passed, 'samples_per_cpu_second': seen / used,
+                        'backend': dataset.video_backend, 'workers': workers, 'batch': batch}
+
+
+def cpu_seconds(processes: list[int]) -> float:
+    """Return the CPU time that some processes have used."""
+    ticks = 0
+    for process in processes:
+        words = Path(f'/proc/{process}/stat').read_text().rpartition(')')[2].split()
+        ticks += int(words[11]) + int(words[12])
+    return ticks / os.sysconf('SC_CLK_TCK')
 
 
 def convert(folder: Path, expected: Path, batch: int, horizon: int, workers: int) -> dict:
     """Time the way from decoded frames through lerobot's writer, and one epoch through its loader."""
-    started = time.perf_counter()
+    started, before = time.perf_counter(), sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
     create(folder, expected, use_videos=True)
     written = time.perf_counter()
     fps = load(folder).fps
     dataset = load(folder, delta_timestamps={'action': [step / fps for step in range(horizon)]})
     seen = sum(len(samples['index']) for samples in DataLoader(dataset, batch_size=batch, shuffle=True,
                                                                num_workers=workers))
-    return {'convert_seconds': written - started, 'epoch_seconds': time.perf_counter() - written, 'frames': seen}
+    used = sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return {'convert_seconds': written - started, 'epoch_seconds': time.perf_counter() - written, 'frames': seen,
+            'cpu_seconds': used - before}
 
 
 def main() -> None:

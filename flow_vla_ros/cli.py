@@ -47,7 +47,7 @@ COMMANDS = {
     'capture-demos': Command('flow_vla_ros.capture:capture_demos', 'Record demonstrations of the experts.', True),
     'bags': Command('flow_vla_ros.bags:app', 'Play and repair recorded bags.'),
     'up': Command('flow_vla_ros.bringup:up', 'Run a graph of nodes, such as capture, policy or bringup.'),
-    'teleop': Command('flow_vla_ros.teleop:teleop', 'Drive a robot, and record, by joystick, keyboard or leader arm.'),
+    'teleop': Command('flow_vla_ros.teleop:teleop', 'Drive a robot by joystick, keyboard or leader arm.'),
     'do': Command('flow_vla_ros.do:do', 'Give a running robot an instruction and wait for the end.'),
     'doctor': Command('flow_vla_ros.doctor:doctor', 'Check this machine, and say what to do about each failure.'),
 }

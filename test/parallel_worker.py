@@ -35,6 +35,7 @@ def policy_trainer(out: Path | None, world: World | None = None, config: TrainCo
     episodes = make_episodes(contract)
     objective = PolicyObjective(make_policy(contract, config.policy, seed), Windows(episodes[:2], 4),
                                 Windows(episodes[2:], 4), config)
+    objective.picture = lambda *_: None
     return FlowTrainer(objective, config, out, world=world)
 
 

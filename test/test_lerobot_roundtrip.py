@@ -207,6 +207,9 @@ def test_a_video_that_ends_early(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r'file-000\.mp4: no frame at 0\.600 s'):
         list(import_dataset(Dataset(long), CONTRACT, tmp_path / 'bags'))
     assert not list(tmp_path.glob('bags/*')), 'a bag that was not finished stays'
+    (long / name).write_bytes((long / name.replace('top', 'side')).read_bytes())
+    with pytest.raises(DataError, match='top: an image of 64 rows and 64 columns, the dataset says 64 and 96'):
+        list(import_dataset(Dataset(long), CONTRACT, tmp_path / 'bags'))
     (long / name).write_bytes(b'no video')
     with pytest.raises(DataError, match='file-000.mp4'):
         list(import_dataset(Dataset(long), CONTRACT, tmp_path / 'bags'))

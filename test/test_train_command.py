@@ -148,7 +148,7 @@ def test_bags_are_chosen_by_their_outcome(bags: Path, tmp_path: Path) -> None:
         choose_bags([bags], ['sucess'])
     with pytest.raises(DataError, match='no such folder'):
         choose_bags([tmp_path / 'nowhere'])
-    with pytest.raises(DataError, match='holds no bag'):
+    with pytest.raises(DataError, match='no rosbag2 folder'):
         choose_bags([tmp_path])
     with pytest.raises(DataError, match='none with the outcome unknown'):
         choose_bags([bags], ['unknown'])

@@ -89,16 +89,22 @@ class BagDescription:
             'type_description_hash': self.hashes.get(topic.name, '')}, 'message_count': count}
 
 
-def write_description(folder: Path, description: BagDescription) -> None:
-    """Write ``metadata.yaml`` beside the old one and put it in its place. Raise `OSError` if that fails."""
+def write_description(folder: Path, description: BagDescription, sync: bool = True) -> None:
+    """Write ``metadata.yaml`` beside the old one and put it in its place, on the disk unless ``sync`` is false.
+
+    Raises:
+        OSError: if that fails; the old one is still there.
+    """
     temporary = folder / 'metadata.yaml.part'
     text = yaml.safe_dump({'rosbag2_bagfile_information': description.information()}, sort_keys=False)
     with temporary.open('w') as file:
         file.write(text)
         file.flush()
-        os.fsync(file.fileno())
+        if sync:
+            os.fsync(file.fileno())
     os.replace(temporary, folder / 'metadata.yaml')
-    sync_folder(folder)
+    if sync:
+        sync_folder(folder)
 
 
 def sync_folder(folder: Path) -> None:

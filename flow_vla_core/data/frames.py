@@ -146,12 +146,15 @@ class StretchKeeper:
         decoder: of the messages.
         grow: name of a camera, shape and type of a row -> where its rows go.
         ahead: frames whose images may be on their way at once.
+
+    Attributes:
+        best: the longest stretch of those that are closed; None without one.
     """
 
     def __init__(self, contract: RobotContract, decoder: FrameDecoder,
                  grow: Callable[[str, tuple[int, ...], type], Rows], ahead: int = 8) -> None:
         self._contract, self._decoder, self._grow, self._ahead = contract, decoder, grow, ahead
-        self._best: Frames | None = None
+        self.best: Frames | None = None
         self._kept: _Stretch | None = None
         self._stretch: _Stretch | None = None
         self._number = -1
@@ -164,23 +167,18 @@ class StretchKeeper:
         self._stretch.add(frame, self._decoder.state(frame), self._decoder.images(frame))
         self._stretch.settle(self._ahead)
 
-    def finish(self, end: int) -> Frames | None:
-        """Return the longest stretch, without frames after ``end`` (ns); None if there is none."""
-        self.close(end)
-        return self._best
-
     def close(self, end: int | None = None) -> None:
         """End the stretch at hand, without frames after ``end`` (ns); what follows begins another one."""
         if self._stretch is None:
             return
-        kept = len(self._best) if self._best else 0
+        kept = len(self.best) if self.best else 0
         self._stretch.settle(0)
         if self._stretch.count(end) <= kept:
             self._stretch.discard()
         else:
             if self._kept is not None:
                 self._kept.discard()
-            self._best, self._kept = self._stretch.finish(end), self._stretch
+            self.best, self._kept = self._stretch.finish(end), self._stretch
         self._stretch = None
 
 

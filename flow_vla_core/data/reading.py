@@ -91,8 +91,7 @@ def read_parts(bag: Bag, contract: RobotContract, options: ReadOptions,
 
 def _find_topics(bag: Bag, contract: RobotContract, options: ReadOptions) -> dict[str, str]:
     """Return topic of the contract -> recorded name."""
-    names = {stream.topic: bag.find(stream.topic, stream.message)
-             for stream in contract.streams}
+    names = {stream.topic: bag.find(stream.topic, stream.message) for stream in contract.streams}
     if options.actions == 'commands':
         names |= {part.topic: bag.find(part.topic, part.message) for part in contract.actions}
     for topic, kind in ((contract.instruction.topic, 'std_msgs/String'), (STATUS_TOPIC, STATUS)):

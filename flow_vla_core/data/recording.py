@@ -51,8 +51,8 @@ class _Item:
 class Recording:
     """Writes one episode from a bounded queue.
 
-    `put` only enqueues. A thread writes in the order of arrival and flushes twice a second; another one hands the file
-    to the disk. Each ends with `close` or `discard`.
+    `put` only enqueues. A thread writes in the order of arrival and flushes four times a second; another one hands the
+    file to the disk. Each ends with `close` or `discard`.
 
     Args:
         writer: of the episode; belongs to the recording from now on.

@@ -10,7 +10,7 @@ import numpy as np
 
 from flow_vla_core.contract import RobotContract
 from flow_vla_core.data.achieved import actions_from_state
-from flow_vla_core.data.alignment import EpisodeAligner
+from flow_vla_core.data.alignment import AlignedFrame, EpisodeAligner
 from flow_vla_core.data.bag_reader import Bag
 from flow_vla_core.data.cuts import Segment
 from flow_vla_core.data.episode import OUTCOMES, Episode
@@ -71,7 +71,7 @@ class SegmentReader:
         self._done = False
 
     def push(self, topic: str, log_time: int, data: bytes) -> None:
-        """Take in a message; what is wrong with it comes with `episodes`."""
+        """Take in a message; what is wrong with it comes with `part`."""
         if self._aligner is None:
             self._begin()
         self._count += 1
@@ -82,7 +82,7 @@ class SegmentReader:
         """Take note that messages are missing here."""
         if self._aligner is not None and self._problem is None:
             self._try(self._aligner.interrupt)
-            self._keeper.close()
+            self._try(self._keeper.close)
 
     def finish(self) -> None:
         """Take in what is left; nothing more will come."""
@@ -91,10 +91,9 @@ class SegmentReader:
         self._done = True
         if self._problem is None:
             self._try(self._aligner.finish)
-        try:
-            self._frames = self._keeper.finish(self._aligner.last_command)
-        except DataError as error:
-            self._problem = self._problem or error
+        if self._problem is None:
+            self._try(lambda: self._keeper.close(self._aligner.last_command))
+        self._frames = self._keeper.best
         self._decoder.close()
 
     def part(self, tell: Callable[[str], None]) -> Part:
@@ -122,9 +121,10 @@ class SegmentReader:
         self._decoder = FrameDecoder(self._contract, self._names, self._bag.decode, self._options.threads)
         self._keeper = StretchKeeper(self._contract, self._decoder, self._grow)
 
-    def _try(self, step: Callable[[], list]) -> None:
+    def _try(self, step: Callable[[], list[AlignedFrame] | None]) -> None:
+        """Take a step, and keep the frames that it gives; what is wrong with them ends this part."""
         try:
-            for frame in step():
+            for frame in step() or ():
                 self._keeper.add(frame)
         except DataError as error:
             self._problem = error

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flow_vla_core.data.lerobot.schema import Info, Place
-from flow_vla_core.data.lerobot.tables import decode_png, read_table, read_tasks
+from flow_vla_core.data.lerobot.tables import decode_png, read_rows, read_table, read_tasks
 from flow_vla_core.data.lerobot.video import read_frames
 from flow_vla_core.errors import DataError, closest
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 __all__ = ['Dataset', 'Frames']
+
+NEEDED = ('episode_index', 'length', 'data/chunk_index', 'data/file_index')
 
 
 @dataclass(frozen=True)
@@ -71,10 +73,10 @@ class Dataset:
             raise DataError(f'{self.folder}: meta/episodes holds no parquet file')
         rows: list[dict[str, Any]] = []
         for path in paths:
-            table = read_table(path)
-            if missing := {'episode_index', 'length', 'data/chunk_index', 'data/file_index'} - set(table.column_names):
-                raise DataError(f'{path}: column {sorted(missing)[0]!r} is missing')
-            rows += table.select([name for name in table.column_names if not name.startswith('stats/')]).to_pylist()
+            rows += (found := read_rows(path, 'stats/'))
+            for name in NEEDED:
+                if any(not isinstance(row.get(name), int) for row in found):
+                    raise DataError(f'{path}: column {name!r} is missing, or holds no whole numbers')
         return sorted(rows, key=lambda row: row['episode_index'])
 
     def feature(self, name: str) -> Mapping[str, Any]:
@@ -95,14 +97,17 @@ class Dataset:
         needed = dict.fromkeys([*columns, 'timestamp', 'frame_index', 'task_index'])
         table = self._table(path, list(needed), row)
         images = {name: _images(table[name], path) for name in columns if name in self.info.cameras}
-        numbers = {name: _array(table[name], self.info.features[name], path) for name in needed if name not in images}
+        numbers = {name: _array(table[name], self.feature(name), path) for name in needed if name not in images}
         for name in set(features) & set(self.info.videos):
             images[name] = self._video(row, name, numbers['timestamp'])
         words = tuple(self._words(int(number), path) for number in numbers['task_index'])
         return Frames(numbers, images, words, row)
 
     def _table(self, path: Path, columns: list[str], row: Mapping[str, Any]) -> pa.Table:
-        table = read_table(path, [*columns, 'episode_index'], row['episode_index']).sort_by('frame_index')
+        table = read_table(path, [*columns, 'episode_index'], row['episode_index'])
+        if missing := set(columns) - set(table.column_names):
+            raise DataError(f'{path}: column {sorted(missing)[0]!r} is missing')
+        table = table.sort_by('frame_index')
         if len(table) != row['length'] or not len(table):
             raise DataError(f'{path}: {len(table)} frames of episode {row["episode_index"]}, meta/episodes says '
                             f'{row["length"]}')

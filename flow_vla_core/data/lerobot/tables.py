@@ -16,7 +16,7 @@ from flow_vla_core.errors import DataError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ['decode_png', 'frame_schema', 'frame_table', 'read_table', 'read_tasks', 'write_tasks']
+__all__ = ['decode_png', 'frame_schema', 'frame_table', 'read_rows', 'read_table', 'read_tasks', 'write_tasks']
 
 INDEX = '__index_level_0__'  # how pandas calls an index without a name; lerobot looks tasks up by it
 
@@ -44,7 +44,17 @@ def read_table(path: Path, columns: Sequence[str] | None = None, episode: int | 
     try:
         return pq.ParquetFile(path).read() if chosen is None and columns is None else pq.read_table(
             path, columns=columns, filters=chosen, partitioning=None)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        raise DataError(f'{path}: {error}') from error
+
+
+def read_rows(path: Path, leave_out: str | None = None) -> list[dict[str, Any]]:
+    """Read a parquet file as mappings, but for columns that begin with ``leave_out``. Raise `DataError` as above."""
+    table = read_table(path)
+    try:
+        kept = [name for name in table.column_names if leave_out is None or not name.startswith(leave_out)]
+        return table.select(kept).to_pylist()
+    except ValueError as error:
         raise DataError(f'{path}: {error}') from error
 
 
@@ -64,11 +74,12 @@ def write_tasks(dataset: Path, tasks: Sequence[str]) -> None:
 
 def read_tasks(dataset: Path) -> dict[int, str]:
     """Return the instructions by their numbers. Raise `DataError` if the file can't be read or has no words."""
-    table = read_table(dataset / TASKS_FILE)
-    words = [name for name in table.column_names if name != 'task_index']
-    if 'task_index' not in table.column_names or len(words) != 1:
-        raise DataError(f'{dataset / TASKS_FILE}: columns {table.column_names}, expected task_index and the words')
-    return dict(zip(table['task_index'].to_pylist(), map(str, table[words[0]].to_pylist())))
+    rows = read_rows(dataset / TASKS_FILE)
+    names = list(rows[0]) if rows else []
+    words = [name for name in names if name != 'task_index']
+    if 'task_index' not in names or len(words) != 1:
+        raise DataError(f'{dataset / TASKS_FILE}: columns {names}, expected task_index and the words')
+    return {row['task_index']: str(row[words[0]]) for row in rows}
 
 
 def decode_png(file: Mapping[str, Any], source: Path) -> np.ndarray:

@@ -156,6 +156,10 @@ def _topics(contract: RobotContract, with_actors: bool) -> list[Topic]:
 
 def _channels(image: np.ndarray, camera: Camera) -> np.ndarray:
     """Return an image with the camera's channels; a grey one is the mean of three, which are equal in an export."""
+    if image.shape[:2] != camera.resolution:
+        rows, columns = camera.resolution
+        raise DataError(f'{camera.name}: an image of {image.shape[0]} rows and {image.shape[1]} columns, '
+                        f'the dataset says {rows} and {columns}')
     if camera.channels == 3:
         return image
     return np.round(image.mean(-1, keepdims=True)).astype(np.uint8)

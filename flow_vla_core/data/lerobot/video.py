@@ -157,6 +157,8 @@ def _decode(container: Any, first: int, fps: float) -> Iterator[tuple[int, Any]]
     if first > 0:
         container.seek(int(first / fps / stream.time_base), stream=stream)
     for frame in container.decode(stream):
+        if frame.pts is None:
+            raise ValueError('a frame has no time')
         number = round(float(frame.pts * stream.time_base) * fps)
         if number >= first:
             yield number, frame
