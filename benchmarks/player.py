@@ -17,7 +17,8 @@ from rich.table import Table
 import typer
 
 from flow_vla_core.data.bag_writer import EpisodeWriter, Topic
-from flow_vla_core.data.playback import PlayClock, Player, Playlist, ReadAhead
+from flow_vla_core.data.playback import PlayClock, Player, Playlist
+from flow_vla_core.data.read_ahead import ReadAhead
 from flow_vla_core.evaluation.report import Machine, git_state
 from flow_vla_ros.bringup import prepare_environment
 

@@ -18,7 +18,8 @@ from std_srvs.srv import SetBool
 
 from flow_vla_core.data.bag_reader import BagMessage
 from flow_vla_core.data.bags import find_bags
-from flow_vla_core.data.playback import Begin, End, PlayClock, Player, Playlist, ReadAhead
+from flow_vla_core.data.playback import Begin, End, PlayClock, Player, Playlist
+from flow_vla_core.data.read_ahead import ReadAhead
 from flow_vla_core.errors import Code, ConfigError, FlowVLAError
 from flow_vla_ros import codecs, qos
 from flow_vla_ros.diagnostics import DiagnosticsOutbox, wall_clock

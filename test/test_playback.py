@@ -16,7 +16,8 @@ import yaml
 
 from flow_vla_core.data.bag_reader import BagMessage
 from flow_vla_core.data.offers import Offer, read_offers
-from flow_vla_core.data.playback import Begin, End, Lateness, PlayClock, Player, Playlist, ReadAhead
+from flow_vla_core.data.playback import Begin, End, Lateness, PlayClock, Player, Playlist
+from flow_vla_core.data.read_ahead import ReadAhead
 from flow_vla_core.errors import ConfigError, DataError
 
 SECOND = 10 ** 9

@@ -219,7 +219,7 @@ class _Open:
     def episodes(self) -> Iterator[Episode]:
         """Yield what was heard, divided where the words change. Raise `DataError` if it can't be used."""
         self._add(self._aligner.finish)
-        frames = None if self.problem else self._keeper.finish(self._aligner.last_command)
+        frames = None if self.problem else self._kept()
         if frames is None or not len(frames):
             missing = ', '.join(self._aligner.missing)
             raise DataError(self.problem or (f'nothing on {missing}' if missing else
@@ -228,6 +228,10 @@ class _Open:
         whole = len(frames) > (end - start) // self._aligner.contract.rates.policy_dt_ns
         for part, words in _divide(frames, self._first_words):
             yield self._episode(part, words, whole)
+
+    def _kept(self) -> Frames | None:
+        self._keeper.close(self._aligner.last_command)
+        return self._keeper.best
 
     def _add(self, step: Callable[[], list[AlignedFrame]]) -> None:
         try:

@@ -9,15 +9,13 @@ import itertools
 from pathlib import Path
 import threading
 import time
-from typing import TypeVar
 
 from flow_vla_core.data.bag_reader import Bag, BagMessage, open_bag
 from flow_vla_core.data.offers import read_offers
 from flow_vla_core.errors import ConfigError
 
-__all__ = ['Begin', 'End', 'Lateness', 'PlayClock', 'Player', 'Playlist', 'ReadAhead']
+__all__ = ['Begin', 'End', 'Lateness', 'PlayClock', 'Player', 'Playlist']
 
-Item = TypeVar('Item')
 SECOND = 10 ** 9
 
 
@@ -181,65 +179,6 @@ class Lateness:
         return found[min(len(found) - 1, int(share * len(found)))] / SECOND if found else float('nan')
 
 
-class ReadAhead:
-    """Reads items in a thread of its own, so far ahead as their bytes allow; an error comes out where it happened.
-
-    Args:
-        items: what is read; those with ``data`` count by its length.
-        room: bytes that may wait.
-
-    Example:
-        >>> list(ReadAhead('abc'))
-        ['a', 'b', 'c']
-    """
-
-    def __init__(self, items: Iterable[Item], room: int = 2 ** 26) -> None:
-        self._items, self._room = items, room
-        self._waiting: deque[tuple[Item | None, BaseException | None]] = deque()
-        self._bytes = 0
-        self._changed = threading.Condition()
-        self._closed = False
-        threading.Thread(target=self._read, name='read ahead', daemon=True).start()
-
-    def __iter__(self) -> Iterator[Item]:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._closed)
-                if not self._waiting:
-                    return
-                item, error = self._waiting.popleft()
-                self._bytes -= _size(item)
-                self._changed.notify_all()
-            if error is not None:
-                raise error
-            if item is None:
-                return
-            yield item
-
-    def close(self) -> None:
-        """Stop reading."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-
-    def _read(self) -> None:
-        try:
-            for item in self._items:
-                if not self._put(item, None):
-                    return
-            self._put(None, None)
-        except Exception as error:
-            self._put(None, error)
-
-    def _put(self, item: Item | None, error: BaseException | None) -> bool:
-        with self._changed:
-            self._changed.wait_for(lambda: self._bytes < self._room or self._closed)
-            self._waiting.append((item, error))
-            self._bytes += _size(item)
-            self._changed.notify_all()
-            return not self._closed
-
-
 class Player:
     """Hands out what a playlist holds when it is due, with ROS time in between; `run` returns at its end.
 
@@ -328,7 +267,3 @@ class Player:
                 self._next_tick = now + self._period
                 present = max(self._last, min(due, self._clock.time()))
             self._tell_time(present)
-
-
-def _size(item: object) -> int:
-    return len(getattr(item, 'data', b''))
