@@ -90,10 +90,6 @@ class RecorderNode(FlowLifecycleNode):
         if self._episodes.running:
             self._finish(True, Episode.UNKNOWN)
 
-    def on_teardown(self) -> None:
-        """Let go of the clock."""
-        self._taps.destroy()
-
     def _topics(self, extra: list[str]) -> dict[str, str]:
         contract = self._contract
         named = [*((stream.topic, stream.message) for stream in contract.streams),

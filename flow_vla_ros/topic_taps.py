@@ -9,8 +9,6 @@ import time
 from typing import Any
 
 from rclpy.callback_groups import CallbackGroup
-from rclpy.clock import JumpThreshold
-from rclpy.duration import Duration
 from rclpy.event_handler import SubscriptionEventCallbacks, UnsupportedEventTypeError
 from rclpy.node import Node
 from rclpy.subscription import Subscription
@@ -18,13 +16,13 @@ from rclpy.subscription import Subscription
 from flow_vla_core.data.bag_reader import header_stamp
 from flow_vla_core.data.topic_meter import TopicMeter
 from flow_vla_ros import codecs, qos
+from flow_vla_ros.clock_tap import ClockTap
 from flow_vla_ros.diagnostics import wall_clock
 
 __all__ = ['Receiver', 'TopicTaps']
 
 HEADER = 'std_msgs/Header'
 POLL_SECONDS = 0.01  # an executor that wakes up for each message takes a third of a core for 300 of them a second
-ANY_STEP = JumpThreshold(min_forward=Duration(nanoseconds=1), min_backward=Duration(nanoseconds=-1))
 Receiver = Callable[[str, bytes, int, int], None]  # topic, message, ROS time of receipt and stamp, ns
 
 
@@ -44,8 +42,7 @@ class _Polled(CallbackGroup):
 class TopicTaps:
     """Subscribes to topics and hands on every message as it is on the wire, with its stamp.
 
-    The subscriptions are polled a hundred times a second and, in simulated time, before each step of the clock. The
-    time of receipt is that of the middleware where it tells it, else ROS time.
+    The subscriptions are polled a hundred times a second. `ClockTap` says when each message came.
 
     Lost messages are counted by the gaps in the numbers that each publisher gives, and by the middleware's own events
     where it has them.
@@ -63,12 +60,8 @@ class TopicTaps:
         self.newest: dict[str, int] = {}
         self._group = _Polled()
         self._subscriptions = {topic: self._subscribe(topic) for topic in self._types}
-        self._jumps = node.get_clock().create_jump_callback(ANY_STEP, pre_callback=self.drain)
+        self._clock = ClockTap(node, self._group)
         node.create_timer(POLL_SECONDS, self.drain, clock=wall_clock())
-
-    def destroy(self) -> None:
-        """Let go of the clock; timer and subscriptions are the node's."""
-        self._jumps.unregister()
 
     def has_publisher(self, topic: str) -> bool:
         """Tell whether a publisher of a topic is connected."""
@@ -91,15 +84,15 @@ class TopicTaps:
 
     def drain(self) -> None:
         """Take what the middleware holds and hand it on, in the order of its receipt."""
-        clock = self._node.get_clock()
-        now, simulated = clock.now().nanoseconds, clock.ros_time_is_active
         taken = []
         for topic, subscription in self._subscriptions.items():
+            stamped = self.meters[topic].stamped
             while (message := subscription.handle.take_message(subscription.msg_type, True)) is not None:
                 data, info = message
-                taken.append(((not simulated and info.get('received_timestamp')) or now, topic, data, info))
-        for received, topic, data, info in sorted(taken, key=itemgetter(0)):
-            self._take(topic, received, data, info)
+                taken.append((topic, data, info, _stamp(data) if stamped else 0))
+        times = self._clock.times([(info, stamp) for _, _, info, stamp in taken])
+        for received, (topic, data, info, stamp) in sorted(zip(times, taken), key=itemgetter(0)):
+            self._take(topic, received, data, info, stamp)
 
     def catch_up(self, topics: set[str], seconds: float) -> list[str]:
         """Take what the middleware holds; wait until each topic reaches the newest stamp that there is of any now.
@@ -140,9 +133,9 @@ class TopicTaps:
         except UnsupportedEventTypeError:  # a middleware without that event
             return subscribe(None)
 
-    def _take(self, topic: str, received: int, data: bytes, info: Mapping[str, Any]) -> None:
+    def _take(self, topic: str, received: int, data: bytes, info: Mapping[str, Any], stamp: int) -> None:
         meter = self.meters[topic]
-        stamp = _stamp(data) if meter.stamped else received
+        stamp = stamp if meter.stamped else received
         self.newest[topic] = max(stamp, self.newest.get(topic, 0))
         meter.add(len(data), received, stamp)
         number, publisher = info.get('publication_sequence_number'), info.get('publisher_gid')
