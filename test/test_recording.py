@@ -165,7 +165,8 @@ def test_jpeg_shows_the_colours_that_were_sent(encoding: str, channels: list[int
 
 
 @pytest.mark.parametrize('data', [
-    raw('rgba8'), raw('16UC1', PIXELS[..., :2]), raw('rgb8', height=99), raw('rgb8', data=np.zeros(0, np.uint8))])
+    raw('rgba8'), raw('16UC1', PIXELS[..., :2]), raw('rgb8', height=99), raw('rgb8', data=np.zeros(0, np.uint8))],
+    ids=['four channels', 'depth', 'another height', 'no pixels'])
 def test_images_that_jpeg_cannot_hold_stay_raw(tmp_path: Path, data: bytes) -> None:
     assert compress_image(data, 90) is None
     recording = begin(tmp_path / 'bag', {compressed_topic(FRONT): COMPRESSED_IMAGE}, jpeg=90)
@@ -179,7 +180,8 @@ class Memory(BytesIO):
     """Is a sink."""
 
 
-@pytest.mark.parametrize(('data', 'compressed'), [(os.urandom(50_000), False), (bytes(50_000), True)])
+@pytest.mark.parametrize(('data', 'compressed'), [(os.urandom(50_000), False), (bytes(50_000), True)],
+                         ids=['noise', 'zeros'])
 def test_auto_compresses_where_it_pays(data: bytes, compressed: bool) -> None:
     file = McapFile(sink := Memory(), 'auto')
     file.add_schema(1, 'x', 'ros2msg', b'')
