@@ -32,6 +32,7 @@ def pytest_configure() -> None:
     os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks for the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests that start ROS nodes, so that ``-m 'not ros'`` leaves them out."""
     for item in items:

@@ -19,6 +19,6 @@ class ExpertGraph(evaluate.Graph):
 
 
 if __name__ == '__main__':
-    demo.Graph, demo.checkpoint_folder = ExpertGraph, lambda given: Path('expert')
+    demo.Graph, demo.checkpoint_folder = ExpertGraph, lambda given, robot: Path('expert')
     out, tasks = sys.argv[1:]
     demo.demo(out=Path(out), contract='metaworld', tasks=tasks, episodes=1, seed=500_000, seconds=120.0)

@@ -79,7 +79,8 @@ def start(out: Path, environment: dict[str, str], tasks: str = 'drawer-close,fau
 
 
 def nodes_of(process: subprocess.Popen):
-    """Return every process that descends from the demo."""
+    """Return every process that descends from the demo, which must be running."""
+    assert process.poll() is None, process.stdout.read()
     try:
         return psutil.Process(process.pid).children(recursive=True)
     except psutil.NoSuchProcess:

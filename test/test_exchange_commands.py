@@ -69,7 +69,7 @@ def test_mistakes_are_one_line(dataset: Path, tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.skipif(not PYTHON, reason='lerobot is not here: FLOW_VLA_LEROBOT_PYTHON names the python of an '
-                                       'environment that has it, see docs/data-lerobot.md')
+                                       'environment that has it, see docs/data/lerobot.md')
 @pytest.mark.parametrize('images', ['video', 'fine-video', 'png'])
 def test_lerobot_reads_what_we_export(images: str, tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(root / 'benchmarks'))
