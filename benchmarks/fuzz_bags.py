@@ -145,7 +145,7 @@ def _write_mcap(folder: Path, contract: RobotContract, compression: str) -> Path
     for number, (topic, _, stamp, data) in enumerate(samples):
         writer.write(topic, data, stamp, stamp)
         if number % 24 == 23:
-            writer._writer.flush()  # a chunk ends here
+            writer.flush()  # a chunk ends here
     writer.close()
     return folder
 

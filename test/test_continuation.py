@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 import math
 
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 import numpy as np
 import pytest
@@ -119,6 +119,7 @@ def test_displacements_lead_from_wherever_the_robot_is_to_where_the_plan_led() -
 @given(horizon=st.integers(2, 50), passed=st.floats(0, 60), delay=st.integers(0, 60), execute=st.integers(1, 60))
 def test_a_continuation_keeps_the_constraints_and_is_never_padded(horizon: int, passed: float, delay: int,
                                                                  execute: int) -> None:
+    assume(abs(abs(passed - round(passed)) - 1e-3) > 1e-6)  # just as near as counts as the same time
     plan = make_plan(horizon=horizon)
     rest = continuation(plan, START + round(passed * DT), delay, execute, CONTRACT)
     if rest is None:

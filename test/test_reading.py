@@ -250,7 +250,7 @@ def test_no_frame_is_made_across_a_hole(tmp_path: Path) -> None:
     for number, (topic, stamp, built) in enumerate(steps(30)):
         writer.write(topic, serialize(topic, built), stamp, stamp)
         if number % 18 == 0:  # three steps a chunk
-            writer._writer.flush()
+            writer.flush()
     writer.close()
     file = folder / 'bag_0.mcap'
     data = bytearray(file.read_bytes())
