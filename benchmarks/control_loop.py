@@ -27,6 +27,8 @@ def measure(
     checkpoint: Annotated[Path | None, typer.Option(help='folder of the policy; default: the shipped one')] = None,
     contract: Annotated[str, typer.Option(help='robot contract: a file, or a name in config/robots')] = 'metaworld',
     control_hz: Annotated[float, typer.Option(min=0, help="executor's and arm's; 0: the contract's")] = 0.0,
+    priority: Annotated[int, typer.Option(
+        min=0, max=99, help='of the executor: SCHED_FIFO; 0: an ordinary process')] = 0,
     out: Annotated[Path, typer.Option(help='folder of the results')] = Path('out/benchmarks/control_loop'),
 ) -> None:
     """Run episodes for a while, and report how punctual the control loop was."""
@@ -36,7 +38,7 @@ def measure(
     if control_hz:
         robot = robot.model_copy(update={'rates': robot.rates.model_copy(update={'control_hz': control_hz})})
     plan = Plan(str(checkpoint_folder(checkpoint, robot.name)), robot, tuple(tasks_of(robot)), 1, UNSEEN_SEED)
-    graph, steps = Graph(plan, out), 0
+    graph, steps = Graph(plan, out, parameters={'executor': {'priority': priority}}), 0
     with running_graph(graph) as conductor:
         end = time.monotonic() + seconds
         for order in cycle(make_episodes(plan)):
@@ -48,8 +50,8 @@ def measure(
     plot_latency(out / 'latency.png', times.delays)
     work = Percentiles.of(read_trace(graph.trace('executor'), ('work_ms',))['work_ms'])
     values = {**asdict(times.timing), 'work_ms': asdict(work), 'contract': robot.name,
-              'command_hz': robot.rates.control_hz, 'seconds': seconds, 'steps': steps, 'git_commit': git_state()[0],
-              'machine': asdict(Machine.here())}
+              'command_hz': robot.rates.control_hz, 'priority': priority, 'seconds': seconds, 'steps': steps,
+              'git_commit': git_state()[0], 'machine': asdict(Machine.here())}
     (out / 'control_loop.json').write_text(json.dumps(values, indent=2) + '\n')
     console.print_json(data=values)
 

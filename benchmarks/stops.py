@@ -154,6 +154,8 @@ def measure(
     task: Annotated[str | None, typer.Option(help="default: the robot's last")] = None,
     repeats: Annotated[int, typer.Option(min=1, help='of each event')] = 5,
     events: Annotated[str, typer.Option(help='comma-separated: kill, estop')] = ','.join(EVENTS),
+    priority: Annotated[int, typer.Option(
+        min=0, max=99, help='of the executor: SCHED_FIFO; 0: an ordinary process')] = 0,
     out: Annotated[Path, typer.Option(help='folder of the results')] = Path('out/benchmarks/stops'),
 ) -> None:
     """Kill the policy, and call the emergency stop, in motion, and report how the robot came to rest."""
@@ -168,10 +170,11 @@ def measure(
     for event in events.split(','):
         for number in range(repeats):
             ticks = round((0.5 + 0.1 * number) / period)
-            stops.append(run_once(Graph(plan, out / f'{event}-{number}'), event, ticks))
+            graph = Graph(plan, out / f'{event}-{number}', parameters={'executor': {'priority': priority}})
+            stops.append(run_once(graph, event, ticks))
     show(stops, bounds)
-    values = {'contract': robot.label, 'task': task, 'bounds_ms': bounds, 'period_ms': 1e3 * period,
-              'git_commit': git_state()[0], 'machine': asdict(Machine.here()),
+    values = {'contract': robot.label, 'task': task, 'priority': priority, 'bounds_ms': bounds,
+              'period_ms': 1e3 * period, 'git_commit': git_state()[0], 'machine': asdict(Machine.here()),
               'stops': [asdict(stop) for stop in stops]}
     (out / 'stops.json').write_text(json.dumps(values, indent=2) + '\n')
 

@@ -47,11 +47,12 @@ def stops(limits: Limits, values: np.ndarray, velocities: np.ndarray) -> Iterato
     lasts = np.abs(velocities) / limits.acceleration if limits.acceleration else WITHOUT_LIMIT * (velocities != 0)
     lasts = np.ceil(lasts * GRID) / GRID
     slowing = np.divide(velocities, lasts, out=np.zeros_like(velocities), where=lasts > 0)
-    for time in np.unique(lasts[lasts > 0]):
-        passed = np.minimum(time, lasts)
-        reached = values + (velocities - slowing * passed / 2) * passed
-        speeds = np.where(lasts > time, velocities - slowing * passed, 0)
-        yield round(time * NANOSECONDS), np.clip(reached, limits.min, limits.max), speeds
+    times = np.array(sorted({last for last in lasts.tolist() if last > 0})).reshape(-1, 1)
+    passed = np.minimum(times, lasts)
+    reached = values + (velocities - slowing * passed / 2) * passed
+    speeds = np.where(lasts > times, velocities - slowing * passed, 0)
+    yield from zip((round(time * NANOSECONDS) for time in times[:, 0].tolist()),
+                   np.clip(reached, limits.min, limits.max), speeds)
 
 
 def _point(after: int, positions: np.ndarray, velocities: np.ndarray | None) -> JointTrajectoryPoint:
@@ -63,4 +64,4 @@ def _point(after: int, positions: np.ndarray, velocities: np.ndarray | None) -> 
 
 
 def _floats(values: np.ndarray) -> array.array:
-    return array.array('d', np.asarray(values, np.float64).tobytes())
+    return array.array('d', values.astype(np.float64, copy=False).tobytes())
