@@ -119,6 +119,7 @@ class ExecutorNode(FlowLifecycleNode):
     def _prepare_process(self) -> None:
         for complaint in be_punctual(self._settings.priority, self._settings.lock_memory):
             self.get_logger().warning(complaint)
+        self.get_logger().info(f'commands at {1 / self._period:g} Hz')  # the first line costs several periods
         # What exists by now stays: the collector never walks it again.
         gc.collect()
         gc.freeze()
@@ -192,10 +193,12 @@ class ExecutorNode(FlowLifecycleNode):
         self._publish_status()
 
     def _estop(self) -> tuple[bool, str]:
-        if not self._estopped:
-            self.get_logger().warning('emergency stop')
-        self._estopped = True
+        known, self._estopped = self._estopped, True
         self._follower.estop()
+        if not known:
+            if self.active:
+                self._tick()  # the safe command first: a line in the log can take longer than a period
+            self.get_logger().warning('emergency stop')
         return True, 'stopped until reset_estop is called'
 
     def _reset_estop(self) -> tuple[bool, str]:

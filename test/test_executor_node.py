@@ -200,6 +200,20 @@ def test_emergency_stop_latches_until_it_is_reset(graph: RosGraph) -> None:
     graph.spin_until(lambda: rig.speed > 0.05)
 
 
+def test_an_emergency_stop_commands_before_it_says_anything(graph: RosGraph, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(graph)
+    rig.send(0.1, rows=100)
+    graph.spin_until(lambda: rig.speed > 0.05)
+    done: list[str] = []
+    send, logger = rig.node._send, rig.node.get_logger
+    monkeypatch.setattr(rig.node, '_send', lambda command, now: done.append(command.state.name) or send(command, now))
+    monkeypatch.setattr(rig.node, 'get_logger', lambda: done.append('log') or logger())
+    rig.node._estop()
+    assert done == ['STOPPED', 'log']
+    rig.node._estop()
+    assert done == ['STOPPED', 'log'], 'a second call changes nothing'
+
+
 def test_without_a_measured_position_it_does_not_move(graph: RosGraph) -> None:
     rig = Rig(graph, measured=False)
     rig.send(0.1, rows=400)
