@@ -12,6 +12,8 @@ from rclpy.node import Node
 
 __all__ = ['RosGraph', 'spin_until']
 
+DEADLINE, REPEAT = 60.0, 15.0  # s
+
 
 def spin_until(executor: SingleThreadedExecutor, predicate: Callable[[], Any], deadline: float = 60.0) -> Any:
     """Spin until the predicate is true and return its value; fail after ``deadline`` s."""
@@ -69,14 +71,21 @@ class RosGraph:
         return publisher
 
     def call(self, service: type, name: str, request: Any = None) -> Any:
-        """Call a service and return its answer.
+        """Call a service and return its answer; fail after `DEADLINE` s.
 
-        The client is kept for the next call: an answer is lost while the server has not heard of a new client yet.
+        The client is kept for the next call: an answer is lost while the server has not heard of a new client yet, so
+        the call is repeated where none comes.
         """
         client = self._clients.get(name) or self._connect(service, name)
-        future = client.call_async(request or service.Request())
-        self.spin_until(future.done)
-        return future.result()
+        calls: list[Any] = []
+        end = time.monotonic() + DEADLINE
+        while not any(call.done() for call in calls):
+            assert time.monotonic() < end, f'{name}: no answer within {DEADLINE} s'
+            calls.append(client.call_async(request or service.Request()))
+            patience = time.monotonic() + REPEAT
+            while time.monotonic() < patience and not any(call.done() for call in calls):
+                self.executor.spin_once(timeout_sec=0.05)
+        return next(call.result() for call in calls if call.done())
 
     def _connect(self, service: type, name: str) -> Any:
         client = self._clients[name] = self.probe.create_client(service, name)
