@@ -41,7 +41,7 @@ class RecordingOptions:
 
 @dataclass(frozen=True)
 class _Item:
-    """Holds a serialized message that waits, with its times, ns, and, of an image, the JPEG that is being made of it."""
+    """Holds a message that waits, with its times, ns, and, of an image, the JPEG that is being made of it."""
 
     topic: str
     data: bytes
