@@ -113,6 +113,7 @@ class Episodes:
         self.episode = Episode(id=writer.folder.name, instruction=instruction, task=task, contract=self._contract.label)
         self._tell(Episode.STARTED)
         self._write(self._words_topic, String(data=instruction))
+        self._recall(taps)
 
     def receive(self, topic: str, data: bytes, log_time: int, stamp: int) -> None:
         """Take a message of the graph; it is let go while nothing is recorded."""
@@ -170,6 +171,13 @@ class Episodes:
             return Counter()
         lost = Counter({topic: meter.lost - self._lost_before.get(topic, 0) for topic, meter in taps.meters.items()})
         return +(lost + self.recording.lost)
+
+    def _recall(self, taps: TopicTaps) -> None:
+        """Write what was said before and still holds, but for the words, which the episode has of its own."""
+        now = self._node.get_clock().now().nanoseconds
+        for said in taps.standing():
+            if said.topic not in (self._words_topic, self._mark_topic):
+                self.recording.put(said.topic, said.data, now, said.stamp)
 
     def _topics(self, taps: TopicTaps) -> list[Topic]:
         topics = []

@@ -10,6 +10,7 @@ from std_srvs.srv import Trigger
 from flow_vla.msg import Episode
 from flow_vla.srv import MarkEpisode, StartEpisode, StopEpisode
 from flow_vla_core.contract import RobotContract, find_contract
+from flow_vla_core.data.alignment import STATUS_AGE, STATUS_TOPIC
 from flow_vla_core.data.bag_repair import repair_all
 from flow_vla_core.data.bag_writer import COMPRESSIONS
 from flow_vla_core.data.recording import RecordingOptions
@@ -26,7 +27,7 @@ from flow_vla_ros.topic_taps import TopicTaps
 __all__ = ['RecorderNode', 'main', 'next_folder']
 
 OPTIONAL = (('action_chunk', 'flow_vla/msg/ActionChunk'), ('teleop/action_chunk', 'flow_vla/msg/ActionChunk'),
-            ('executor/status', 'flow_vla/msg/ExecutionStatus'))
+            (STATUS_TOPIC, 'flow_vla/msg/ExecutionStatus'))
 MEGABYTE = 2 ** 20
 SWITCH_SECONDS = 0.001  # the writer waits so long at most for the thread that receives
 
@@ -69,7 +70,8 @@ class RecorderNode(FlowLifecycleNode):
         options = RecordingOptions(parameters.queue_mb * MEGABYTE, parameters.jpeg, sync=parameters.sync)
         self._disk = Disk(folder, parameters.min_free_mb)
         self._episodes = Episodes(self, self._contract, folder, kinds, parameters.compression, options)
-        self._taps = TopicTaps(self, kinds, self._episodes.receive)
+        self._taps = TopicTaps(self, kinds, self._episodes.receive, {self.resolve_topic_name(STATUS_TOPIC)},
+                               STATUS_AGE)
         self._preflight = self._make_preflight(parameters)
         self._status = StatusOutbox(self, self._contract.name, self._taps, self._episodes, self._disk)
         self._problem: RecordError | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from operator import itemgetter
 import struct
 import time
@@ -11,6 +11,7 @@ from typing import Any
 from rclpy.callback_groups import CallbackGroup
 from rclpy.event_handler import SubscriptionEventCallbacks, UnsupportedEventTypeError
 from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy
 from rclpy.subscription import Subscription
 
 from flow_vla_core.data.bag_reader import header_stamp
@@ -18,11 +19,13 @@ from flow_vla_core.data.topic_meter import TopicMeter
 from flow_vla_ros import codecs, qos
 from flow_vla_ros.clock_tap import ClockTap
 from flow_vla_ros.diagnostics import wall_clock
+from flow_vla_ros.standing import Said, Standing
 
 __all__ = ['Receiver', 'TopicTaps']
 
 HEADER = 'std_msgs/Header'
 POLL_SECONDS = 0.01  # an executor that wakes up for each message takes a third of a core for 300 of them a second
+GID_BYTES = 16      # of a publisher's number that message and graph agree about
 Receiver = Callable[[str, bytes, int, int], None]  # topic, message, ROS time of receipt and stamp, ns
 
 
@@ -51,13 +54,17 @@ class TopicTaps:
         node: hosts the subscriptions.
         kinds: topic, with its namespace -> ``package/msg/Type``.
         receive: is given every message.
+        recent: topics of which an episode needs what was said in the last ``age`` before it.
+        age: ns of ROS time.
     """
 
-    def __init__(self, node: Node, kinds: Mapping[str, str], receive: Receiver) -> None:
+    def __init__(self, node: Node, kinds: Mapping[str, str], receive: Receiver, recent: Collection[str] = (),
+                 age: int = 0) -> None:
         self._node, self._receive = node, receive
         self._types = {topic: codecs.message_type(kind) for topic, kind in kinds.items()}
         self.meters = {topic: TopicMeter(_is_stamped(kind)) for topic, kind in self._types.items()}
         self.newest: dict[str, int] = {}
+        self._standing = Standing(recent, age)
         self._group = _Polled()
         self._subscriptions = {topic: self._subscribe(topic) for topic in self._types}
         self._clock = ClockTap(node, self._group)
@@ -73,6 +80,12 @@ class TopicTaps:
     def offers(self, topic: str) -> tuple[dict, ...]:
         """Describe the publishers' quality of service in rosbag2's form."""
         return tuple(qos.describe(info.qos_profile) for info in self._node.get_publishers_info_by_topic(topic))
+
+    def standing(self) -> list[Said]:
+        """Return what was said before and still holds: of latched topics, and of those that ``recent`` names."""
+        publishers = {bytes(info.endpoint_gid)[:GID_BYTES] for topic in self._standing.latched()
+                      for info in self._node.get_publishers_info_by_topic(topic)}
+        return list(self._standing.recall(self._node.get_clock().now().nanoseconds, publishers))
 
     def follow(self) -> None:
         """Subscribe again where publishers came with another quality of service than was expected."""
@@ -139,8 +152,11 @@ class TopicTaps:
         self.newest[topic] = max(stamp, self.newest.get(topic, 0))
         meter.add(len(data), received, stamp)
         number, publisher = info.get('publication_sequence_number'), info.get('publisher_gid')
-        if number is not None and publisher is not None:
-            meter.number(publisher['data'], number)
+        if publisher is not None:
+            self._standing.hear(Said(topic, data, received, stamp), bytes(publisher['data'])[:GID_BYTES],
+                                self._subscriptions[topic].qos_profile.durability == DurabilityPolicy.TRANSIENT_LOCAL)
+            if number is not None:
+                meter.number(publisher['data'], number)
         self._receive(topic, data, received, stamp)
 
 

@@ -10,10 +10,12 @@ import random
 from bag_tools import CONTRACT, DT, MARKS, START, TYPES, record, serialize, steps
 import numpy as np
 import pytest
+from test_reading import acts
 
 from flow_vla_core.data.episode import Episode
 from flow_vla_core.data.live_episodes import DISCARDED, ENDED, INSTRUCTED, MARKED, STARTED, Heard, LiveEpisodes, Mark
 from flow_vla_core.data.reading import read_episode
+from flow_vla_core.types import Actor
 
 SECOND = 10 ** 9
 FIRST = Mark(STARTED, START, 'episode_000001', MARKS['instruction'], MARKS['task'])
@@ -68,6 +70,16 @@ def test_what_is_heard_equals_what_the_bag_gives(tmp_path: Path, seed: int) -> N
     assert len(episode) == 20
     assert_equal(episode, offline)
     assert episode.source == Path('episode_000001')
+
+
+def test_who_acted_just_before_the_beginning_acts_in_the_first_frame() -> None:
+    listener = Listener()
+    status = acts(-2, Actor.PERSON)
+    listener.live.hear(Heard('executor/status', status[2], status[3], 0.0))
+    listener.live.mark(FIRST, 0.1)
+    listener.live.mark(LAST, listener.hear(steps(20), shift=0.1))
+    listener.live.tick(60.0)
+    assert set(listener.episodes[0].actors[:15].tolist()) == {Actor.PERSON}
 
 
 def test_a_gap_is_cut_out_as_offline(tmp_path: Path) -> None:

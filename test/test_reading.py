@@ -19,6 +19,7 @@ from flow_vla_core.data.mcap_records import CHUNK, MAGIC, records
 from flow_vla_core.data.typestore import typestore
 from flow_vla_core.errors import ConfigError, DataError, ImageInvalid
 from flow_vla_core.messages import decode_image
+from flow_vla_core.types import Actor
 
 STARTED, ENDED, INSTRUCTED, MARKED, DISCARDED = range(5)
 POSE = '/ee_pose'
@@ -70,6 +71,31 @@ def test_marks_cut_a_long_recording(tmp_path: Path) -> None:
               mark(17, ENDED, 'c'), mark(19, MARKED, 'c', outcome=2)]
     assert shown(make_bag(tmp_path / 'bag', 20, extras)) == [
         ('open it', 'success', [2, 3, 4, 5]), ('turn it', 'failure', [12, 13, 14]), ('leave it', 'failure', [15, 16])]
+
+
+def acts(step: float, source: int) -> Extra:
+    """Return the executor's status a little before a step."""
+    time = START + round(step * DT) - 2
+    blank = typestore().types['builtin_interfaces/msg/Duration'](sec=0, nanosec=0)
+    numbers = dict.fromkeys(('chunk_id', 'chunk_step', 'ticks', 'late_ticks', 'limited_ticks', 'accepted_chunks',
+                             'refused_chunks', 'state', 'code'), 0)
+    none = np.zeros(0, np.uint16), np.zeros(0, np.uint64)
+    return '/executor/status', 'flow_vla/msg/ExecutionStatus', time, pack(
+        'flow_vla/ExecutionStatus', header=header(time), source=source, message='', chunk_age=blank,
+        refusal_codes=none[0], refusal_counts=none[1], **numbers,
+        **dict.fromkeys(('delay', 'confidence', 'speed', 'tick_ms'), 0.0))
+
+
+def test_who_acts_is_known_from_the_first_frame_of_each_part(tmp_path: Path) -> None:
+    extras = [acts(1, Actor.PERSON), mark(2, STARTED, 'a', 'open it'), mark(6, ENDED, 'a'),
+              acts(7, Actor.POLICY), mark(8, STARTED, 'b', 'close it'), mark(11, ENDED, 'b')]
+    first, second = read_episodes(make_bag(tmp_path / 'bag', 14, extras), CONTRACT)
+    assert first.actors.tolist() == [Actor.PERSON] * 4 and second.actors.tolist() == [Actor.POLICY] * 3
+
+
+def test_who_acted_long_before_a_part_does_not_count(tmp_path: Path) -> None:
+    extras = [acts(1, Actor.PERSON), mark(26, STARTED, 'a', 'open it'), mark(30, ENDED, 'a')]
+    assert set(read_episode(make_bag(tmp_path / 'bag', 32, extras), CONTRACT).actors.tolist()) == {Actor.NOBODY}
 
 
 def test_an_episode_that_was_never_ended_goes_to_the_next_one_or_the_end(tmp_path: Path) -> None:

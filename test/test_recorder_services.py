@@ -29,7 +29,7 @@ from flow_vla_core.errors import Code, ConfigError
 from flow_vla_ros import preflight
 from flow_vla_ros.codecs import encode_action, encode_image, encode_state, from_time
 from flow_vla_ros.preflight import least_rates
-from flow_vla_ros.qos import LATCHED_STATE, RECORD, STATUS
+from flow_vla_ros.qos import LATCHED, LATCHED_STATE, RECORD, STATUS
 
 KEEP = MarkEpisode.Request.KEEP_OUTCOME
 SMALL = np.zeros((168, 168, 3), np.uint8)
@@ -309,6 +309,32 @@ def test_who_acts_is_recorded_when_it_is_published(graph: RosGraph, tmp_path: Pa
     bag = open_bag(Path(rig.stop().path))
     found = {message.topic: bag.decode(message.topic, message.data) for message in bag.read()}
     assert found['/executor/status'].source == ExecutionStatus.PERSON and found['/teleop/action_chunk'].id == 7
+
+
+def test_who_acts_and_what_is_latched_holds_from_the_first_message_of_each_episode(graph: RosGraph,
+                                                                                   tmp_path: Path) -> None:
+    rig = Rig(graph, tmp_path, extra_topics=['map std_msgs/msg/String'])
+    publishers = [graph.probe.create_publisher(String, 'map', LATCHED) for _ in range(2)]
+    for publisher, text in zip(publishers, ('of yesterday', 'of today')):
+        publisher.publish(String(data=text))
+    graph.spin_until(lambda: len(rig.node._taps.standing()) >= 2)
+    acts = graph.outbox(ExecutionStatus, 'executor/status', STATUS)
+    graph.probe.destroy_publisher(publishers[0])
+    graph.spin_until(lambda: graph.probe.count_publishers('map') == 1)
+
+    def told() -> dict[str, list]:
+        acts.publish(ExecutionStatus(source=ExecutionStatus.PERSON))
+        graph.spin_until(lambda: len(rig.node._taps.standing()) >= 2)
+        rig.begin()
+        bag = open_bag(Path(rig.stop().path))
+        assert [message.topic for message in bag.read()][0] == '/episode'
+        return {topic: [bag.decode(topic, message.data) for message in bag.read({topic})] for topic in bag.types}
+
+    for _ in range(2):
+        found = told()
+        assert [item.data for item in found['/map']] == ['of today']
+        assert {item.source for item in found['/executor/status']} == {ExecutionStatus.PERSON}
+        assert [item.data for item in found['/instruction']] == ['open the faucet']
 
 
 def test_bags_that_were_left_are_repaired_at_the_set_up(graph: RosGraph, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from flow_vla_core.errors import DataError, in_one_line
 from flow_vla_core.messages import decode_action, stamp_of
 from flow_vla_core.types import Actor
 
-__all__ = ['STATUS_TOPIC', 'AlignedFrame', 'EpisodeAligner']
+__all__ = ['STATUS', 'STATUS_AGE', 'STATUS_TOPIC', 'AlignedFrame', 'EpisodeAligner']
 
 STATUS_TOPIC, STATUS = 'executor/status', 'flow_vla/ExecutionStatus'
 STATUS_AGE = 10 ** 9  # ns; nobody is known to act where the newest status is older

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flow_vla_core.contract import RobotContract
-from flow_vla_core.data.alignment import AlignedFrame, EpisodeAligner
+from flow_vla_core.data.alignment import STATUS_TOPIC, AlignedFrame, EpisodeAligner
 from flow_vla_core.data.episode import OUTCOMES, Episode
 from flow_vla_core.data.frames import FrameDecoder, Frames, GrowingArray, StretchKeeper
 from flow_vla_core.data.typestore import typestore
@@ -67,7 +67,8 @@ class LiveEpisodes:
 
     Episode marks begin and end episodes. The order of messages on different topics is not kept on the way, so a message
     belongs to an episode if ROS time at its receipt lies between the marks' stamps, although it comes before the
-    beginning or after the end: an episode is over when nothing more has come for ``settle``. Without marks an episode
+    beginning or after the end: an episode is over when nothing more has come for ``settle``. Who acts at the beginning
+    has been said before it. Without marks an episode
     is what lies between two jumps of ROS time, or silences. Other words begin another episode in any case.
 
     Args:
@@ -161,7 +162,7 @@ gripper/command
         name = name or f'heard_{self._count:06d}'
         self._open = _Open(self._contract, name, time, self._settle, mark, self._words)
         for message in self._before:
-            if mark is None or message.log_time >= mark.stamp:
+            if mark is None or message.log_time >= mark.stamp or message.topic == STATUS_TOPIC:
                 self._open.hear(message)
         if mark is not None:
             self._before.clear()

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 import logging
 from pathlib import Path
 
 from flow_vla_core.contract import RobotContract
-from flow_vla_core.data.alignment import STATUS, STATUS_TOPIC
-from flow_vla_core.data.bag_reader import Bag, open_bag
+from flow_vla_core.data.alignment import STATUS, STATUS_AGE, STATUS_TOPIC
+from flow_vla_core.data.bag_reader import Bag, BagMessage, open_bag
 from flow_vla_core.data.cuts import cut_bag
 from flow_vla_core.data.episode import Episode
 from flow_vla_core.data.frames import GrowingArray, Rows
@@ -72,7 +73,7 @@ def read_parts(bag: Bag, contract: RobotContract, options: ReadOptions,
         segments = cut_bag(bag, options.cut, names.pop(contract.instruction.topic, None), options.instruction)
         readers = [SegmentReader(bag, contract, options, names, segment, grow(number))
                    for number, segment in enumerate(segments)]
-        _feed(bag, readers, set(names.values()))
+        _feed(bag, readers, set(names.values()), names.get(STATUS_TOPIC))
     except DataError as error:
         raise _named(bag, error) from error
     parts, problems = [], []
@@ -102,9 +103,10 @@ def _find_topics(bag: Bag, contract: RobotContract, options: ReadOptions) -> dic
     return names
 
 
-def _feed(bag: Bag, readers: Sequence[SegmentReader], topics: set[str]) -> None:
-    """Read the bag once, and give each segment what belongs to it."""
+def _feed(bag: Bag, readers: Sequence[SegmentReader], topics: set[str], status: str | None) -> None:
+    """Read the bag once, and give each segment what belongs to it, and who acted just before it."""
     waiting, current = list(reversed(readers)), None
+    before: deque[BagMessage] = deque()
     holes: list[bool] = []
     for message in bag.read(topics, lambda: holes.append(True)):
         if current is not None and message.log_time > current.segment.end:
@@ -115,6 +117,13 @@ def _feed(bag: Bag, readers: Sequence[SegmentReader], topics: set[str]) -> None:
             if message.log_time > current.segment.end:
                 current.finish()
                 current = None
+            else:
+                for earlier in before:
+                    current.push(*earlier)
+        if message.topic == status:
+            before.append(message)
+            while before[0].log_time < message.log_time - STATUS_AGE:
+                before.popleft()
         if current is not None:
             if holes:
                 current.interrupt()
