@@ -21,6 +21,7 @@ from flow_vla_core.data.recording import Recording, RecordingOptions
 from flow_vla_core.errors import RecordError
 from flow_vla_ros import qos
 from flow_vla_ros.topic_taps import TopicTaps
+from flow_vla_ros.words import Words
 
 __all__ = ['OUTCOMES', 'Ended', 'Episodes', 'next_folder']
 
@@ -78,6 +79,7 @@ class Episodes:
         self._mark_topic, self._words_topic = (
             node.resolve_topic_name(name) for name in ('episode', contract.instruction.topic))
         self._publisher = node.create_publisher(Episode, 'episode', qos.LATCHED)
+        self.words = Words(node, contract.instruction.topic)
         self._lost_before: Mapping[str, int] = {}
         self._began = 0.0
         self.recording: Recording | None = None
@@ -124,10 +126,16 @@ class Episodes:
             self._follow(deserialize_message(data, String).data)
 
     def mark(self, outcome: int | None, instruction: str) -> None:
-        """Judge the present episode, or put other words in force; None and empty leave what is."""
+        """Judge the present episode, or put other words in force; None and empty leave what is.
+
+        Where words are in force on the graph they change there too. Where there are none nobody is told: a mark must
+        not set a policy going that was told to rest.
+        """
         if outcome is not None:
             self.episode.outcome = outcome
             self._tell(Episode.MARKED)
+        if instruction and self.words.in_force not in ('', instruction):
+            self.words.say(instruction)
         if instruction and instruction != self.episode.instruction:
             self._write(self._words_topic, String(data=instruction))
             self._follow(instruction)

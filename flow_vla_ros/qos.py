@@ -30,7 +30,7 @@ STATUS = _profile(10)
 DIAGNOSTICS = _profile(10)
 CLOCK = _profile(10)                   # fits the best-effort subscription that rclpy's time source makes
 LATCHED = _profile(1, latched=True)    # instruction and episode: the last one stays in force for those who come late
-LATCHED_STATE = _profile(10, latched=True)  # of the simulator: an expert that comes late knows what to answer
+LATCHED_STATE = _profile(10, latched=True)  # of the simulator, and to hear words: for those who come late
 RECORD = _profile(1000)
 
 

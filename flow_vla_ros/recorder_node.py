@@ -159,6 +159,8 @@ class RecorderNode(FlowLifecycleNode):
             return response
         response.success, response.id = True, self._episodes.episode.id
         response.path = str(self._episodes.recording.writer.folder)
+        if (heard := self._episodes.words.in_force) and heard.strip() != request.instruction.strip():
+            response.message = f'the words in force for the policy are others: {heard!r}'
         return response
 
     def _check_start(self, instruction: str) -> None:

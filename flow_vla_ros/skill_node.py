@@ -12,7 +12,7 @@ from rclpy.action.server import ServerGoalHandle
 from rclpy.exceptions import InvalidTopicNameException
 from rclpy.subscription import Subscription
 from rclpy.task import Future
-from std_msgs.msg import Bool, String
+from std_msgs.msg import Bool
 from std_srvs.srv import Trigger
 
 from flow_vla.action import ExecuteInstruction
@@ -23,6 +23,7 @@ from flow_vla_ros import codecs, qos
 from flow_vla_ros.attempt import Attempt, Outcome, Patience, View
 from flow_vla_ros.diagnostics import wall_clock
 from flow_vla_ros.lifecycle import FlowLifecycleNode, Parameter, Parameters, run
+from flow_vla_ros.words import Words
 
 __all__ = ['SkillNode', 'main']
 
@@ -95,7 +96,7 @@ class SkillNode(FlowLifecycleNode):
                                   parameters.success_hold)
         self._feedback_period = 1 / parameters.feedback_hz
         self._heard: dict[type, tuple[float, Any]] = {}
-        self._words = self.create_publisher(String, contract.instruction.topic, qos.LATCHED)
+        self._words = Words(self, contract.instruction.topic)
         self._hold = self.create_client(Trigger, 'executor/hold')
         self.create_subscription(PolicyStatus, 'policy/status', self._hear, qos.STATUS)
         self.create_subscription(ExecutionStatus, 'executor/status', self._hear, qos.STATUS)
@@ -147,7 +148,7 @@ class SkillNode(FlowLifecycleNode):
         self._current = execution
         instruction = execution.handle.request.instruction
         self.get_logger().info(f'instruction: {instruction!r}')
-        self._words.publish(String(data=instruction))
+        self._words.say(instruction)
         self._step()
 
     def _on_cancel(self, handle: ServerGoalHandle) -> CancelResponse:
@@ -199,7 +200,7 @@ class SkillNode(FlowLifecycleNode):
         return now - execution.begin
 
     def _stop_robot(self, execution: Execution) -> None:
-        self._words.publish(String(data=''))
+        self._words.say('')
         if self._hold.service_is_ready():
             self._hold.call_async(Trigger.Request()).add_done_callback(
                 lambda _: setattr(execution, 'held', min(execution.held, time.monotonic())))

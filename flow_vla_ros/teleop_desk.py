@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from rclpy.node import Node
-from std_msgs.msg import Bool, String
+from std_msgs.msg import Bool
 from std_srvs.srv import Trigger
 
 from flow_vla.msg import Episode, ExecutionStatus, RecorderStatus
@@ -18,6 +18,7 @@ from flow_vla_core.errors import Code
 from flow_vla_core.teleoperation import Function
 from flow_vla_core.types import Actor
 from flow_vla_ros import qos
+from flow_vla_ros.words import Words
 
 __all__ = ['TeleopDesk']
 
@@ -44,15 +45,13 @@ class TeleopDesk:
         self._task, self._say, self._on_let_go = task, say, on_let_go
         self.recorder: RecorderStatus | None = None
         self.execution: ExecutionStatus | None = None
-        self.words = ''
         self._outcome = Episode.UNKNOWN
         self._pending: dict[str, float] = {}
         self._clients_by_name = {name: node.create_client(kind, name) for name, kind in SERVICES.items()}
         self._stop_button = node.create_publisher(Bool, 'estop', qos.STATUS)
-        self._words = node.create_publisher(String, contract.instruction.topic, qos.LATCHED)
+        self._words = Words(node, contract.instruction.topic)
         node.create_subscription(RecorderStatus, 'recorder/status', self._on_recorder, qos.STATUS)
         node.create_subscription(ExecutionStatus, 'executor/status', self._on_execution, qos.STATUS)
-        node.create_subscription(String, contract.instruction.topic, self._on_words, qos.LATCHED)
 
     @property
     def recording(self) -> bool:
@@ -69,6 +68,11 @@ class TeleopDesk:
         """Whether a leader arm can be asked to take over."""
         return self._clients_by_name['leader/take_over'].service_is_ready()
 
+    @property
+    def words(self) -> str:
+        """The words in force."""
+        return self._words.in_force
+
     def ask(self, function: Function) -> None:
         """Do what a function says, as far as recorder and executor do it."""
         if function == Function.ESTOP:
@@ -83,12 +87,8 @@ class TeleopDesk:
 
     def instruct(self, words: str) -> None:
         """Put words in force: for the policy, and for the episode that is being recorded."""
-        self._words.publish(String(data=words))
-        self.words = words
-        if self.recording:
-            self.ask(Function.WORDS)
-        else:
-            self._say(f'words: {words}')
+        self._words.say(words)
+        self._say(f'words: {words}')
 
     def look_after(self) -> None:
         """Tell of answers that never came."""
@@ -105,9 +105,6 @@ class TeleopDesk:
         if function in (Function.SUCCESS, Function.FAILURE):
             outcome = Episode.SUCCESS if function == Function.SUCCESS else Episode.FAILURE
             return 'recorder/mark', MarkEpisode.Request(outcome=outcome)
-        if function == Function.WORDS:
-            return 'recorder/mark', MarkEpisode.Request(
-                outcome=MarkEpisode.Request.KEEP_OUTCOME, instruction=self.words)
         names = {Function.RERECORD: 'recorder/rerecord', Function.CHECK: 'recorder/check',
                  Function.ESTOP: 'executor/estop', Function.RESET_ESTOP: 'executor/reset_estop',
                  Function.RELEASE: 'executor/release', Function.TAKE_OVER: 'leader/take_over'}
@@ -134,9 +131,6 @@ class TeleopDesk:
         self.execution = status
         if drove and not self.person_drives:
             self._on_let_go()
-
-    def _on_words(self, message: String) -> None:
-        self.words = message.data
 
 
 def _describe(answer: Any) -> str:

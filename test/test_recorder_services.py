@@ -30,6 +30,7 @@ from flow_vla_ros import preflight
 from flow_vla_ros.codecs import encode_action, encode_image, encode_state, from_time
 from flow_vla_ros.preflight import least_rates
 from flow_vla_ros.qos import LATCHED, LATCHED_STATE, RECORD, STATUS
+from flow_vla_ros.words import Words
 
 KEEP = MarkEpisode.Request.KEEP_OUTCOME
 SMALL = np.zeros((168, 168, 3), np.uint8)
@@ -81,6 +82,47 @@ def test_words_on_the_topic_are_followed(graph: RosGraph, tmp_path: Path) -> Non
     assert [event[:2] for event in events(Path(rig.stop().path))] == [
         (Episode.STARTED, 'open the faucet'), (Episode.INSTRUCTED, 'close the faucet'),
         (Episode.ENDED, 'close the faucet')]
+
+
+def test_words_of_a_mark_are_in_force_for_the_policy_that_follows_others(graph: RosGraph, tmp_path: Path) -> None:
+    rig = Rig(graph, tmp_path)
+    heard = graph.inbox(String, CONTRACT.instruction.topic, LATCHED)
+    words = Words(graph.probe, CONTRACT.instruction.topic)
+    words.say('turn the faucet')
+    graph.spin_until(lambda: rig.node._episodes.words.in_force == 'turn the faucet')
+    assert "others: 'turn the faucet'" in rig.begin().message
+    assert mark(rig, instruction='close the faucet').success
+    graph.spin_until(lambda: words.in_force == 'close the faucet')
+    bag = Path(rig.stop().path)
+    assert [message.data for message in heard] == ['turn the faucet', 'close the faucet']
+    assert [event[:2] for event in events(bag)] == [
+        (Episode.STARTED, 'open the faucet'), (Episode.INSTRUCTED, 'close the faucet'),
+        (Episode.ENDED, 'close the faucet')]
+    late = graph.inbox(String, CONTRACT.instruction.topic, LATCHED)
+    graph.spin_until(lambda: late)
+    graph.spin_until(lambda: graph.probe.count_publishers(CONTRACT.instruction.topic) == 1)
+    assert [message.data for message in late] == ['close the faucet']
+
+
+def test_words_of_a_mark_set_no_policy_going_that_rests(graph: RosGraph, tmp_path: Path) -> None:
+    rig = Rig(graph, tmp_path)
+    words = Words(graph.probe, CONTRACT.instruction.topic)
+    words.say('turn the faucet')
+    graph.spin_until(lambda: rig.node._episodes.words.in_force)
+    words.say('')
+    graph.spin_until(lambda: not rig.node._episodes.words.in_force)
+    rig.begin()
+    assert mark(rig, instruction='close the faucet').success
+    assert events(Path(rig.stop().path))[1][:2] == (Episode.INSTRUCTED, 'close the faucet')
+    assert graph.probe.count_publishers(CONTRACT.instruction.topic) == 1 and words.in_force == ''
+
+
+def test_words_said_twice_in_a_row_are_not_taken_for_those_of_another(graph: RosGraph) -> None:
+    first, second = (Words(graph.probe, 'words') for _ in range(2))
+    for text in ('one', 'two', 'three'):
+        first.say(text)
+    graph.spin_until(lambda: second.in_force == 'three' and first._said is None)
+    assert first.in_force == 'three' and graph.probe.count_publishers('words') == 1
 
 
 def test_marks_that_cannot_be_are_refused(graph: RosGraph, tmp_path: Path) -> None:
