@@ -17,7 +17,7 @@ from rosgraph_msgs.msg import Clock
 from std_srvs.srv import SetBool
 
 from flow_vla_core.data.bag_reader import BagMessage
-from flow_vla_core.data.bags import find_bags
+from flow_vla_core.data.bags import need_bags
 from flow_vla_core.data.playback import Begin, End, PlayClock, Player, Playlist
 from flow_vla_core.data.read_ahead import ReadAhead
 from flow_vla_core.errors import Code, ConfigError, FlowVLAError
@@ -215,14 +215,10 @@ class Keys:
 
 
 def _find(paths: list[Path]) -> list[Path]:
-    """Return bags as they are, and for another folder the bags below it."""
+    """Return the bags at or below some places."""
     if not paths:
         raise ConfigError('bags: give at least one rosbag2 folder')
-    found = []
-    for path in paths:
-        below = [] if (path / 'metadata.yaml').exists() else find_bags(path)
-        found += below or [path]
-    return found
+    return need_bags(paths)
 
 
 def main() -> None:

@@ -136,17 +136,29 @@ def test_check_tells_by_its_exit_code(tmp_path: Path, small: str, capsys: Any) -
     assert first == f'error   513 TOPIC_SILENT     {bad} /ee_pose: ee_position: 0 messages'
     assert last.startswith('bags: 2, errors: 1, ')
     assert run('check', bad, '--contract', small, '--allow', 'topic-silent') == 0
-    assert run('check', tmp_path / 'nowhere') == 1
+    (tmp_path / 'noise_0.mcap').write_bytes(b'noise')
+    assert run('check', tmp_path / 'noise_0.mcap') == 1
     assert 'UNREADABLE' in capsys.readouterr().out
 
 
-@pytest.mark.parametrize('words', [('check',), ('check', 'x', '--allow', 'nonsense'),
+@pytest.mark.parametrize('words', [('check',), ('check', 'nowhere'), ('inspect', '.'),
+                                   ('check', 'x', '--allow', 'nonsense'),
                                    ('check', 'x', '--contract', 'no'),
                                    ('split', 'nowhere', 'out'), ('trim', 'nowhere', 'out'), ('view', 'nowhere'),
                                    ('split', 'nowhere', 'out', '--by', 'x%')])
 def test_wrong_usage_ends_with_two(words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert run(*words) == 2
+
+
+def test_new_bags_are_not_put_among_those_that_they_come_from(tmp_path: Path, capsys: Any) -> None:
+    record(tmp_path / 'bags' / 'one', moving(4))
+    record(tmp_path / 'bags' / 'two', moving(4))
+    for words in (('trim', '--end', '0.1'), ('split',), ('split', '--by', '50%')):
+        command, *options = words
+        assert run(command, tmp_path / 'bags', tmp_path / 'bags' / 'new', *options) == 2
+        assert 'new: lies in' in capsys.readouterr().err
+    assert len(list((tmp_path / 'bags').iterdir())) == 2
 
 
 class Pool:

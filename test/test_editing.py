@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+import errno
 import os
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from flow_vla_core.data import bag_writer
 from flow_vla_core.data.bag_reader import open_bag
 from flow_vla_core.data.bag_writer import EpisodeWriter, Topic
 from flow_vla_core.data.bags import read_metadata
-from flow_vla_core.data.editing import deal_out, split_bag, trim_bag
+from flow_vla_core.data.editing import Written, deal, deal_out, split_bag, trim_bag
 from flow_vla_core.data.typestore import typestore
 from flow_vla_core.errors import ConfigError, DataError
 
@@ -120,6 +121,7 @@ def test_idle_time_needs_a_contract_and_motion(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(('start', 'end', 'reason'), [
     (2.0, 1.0, 'start 2, end 1: 0 <= start < end'), (-1.0, None, 'start -1, end none'),
+    (0.0, float('inf'), 'start 0, end inf'), (float('nan'), None, 'start nan'), (0.0, float('nan'), 'end nan'),
     (1e6, None, 'nothing lies between second 1e[+]06 and its end')])
 def test_times_out_of_order_are_refused(tmp_path: Path, start: float, end: float | None, reason: str) -> None:
     bag = record(tmp_path / 'bag', moving(3))
@@ -281,6 +283,36 @@ def test_bags_are_dealt_out_by_words_and_seed(tmp_path: Path) -> None:
     assert os.stat(file).st_nlink == 2
     others = [deal_out(bags, tmp_path / 'bags', tmp_path / f'c{seed}', 0.2, seed)['validation'] for seed in range(2, 6)]
     assert any({bag.name for bag in found} != {Path(name).name for name in chosen} for found in others)
+
+
+def test_a_folder_that_is_dealt_out_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bags = make_folder(tmp_path / 'bags', {'a': 'x', 'b': 'y'})
+    left = [bags[0] / 'metadata.yaml', bags[1] / 'metadata.yaml']
+
+    def copy(source: str, target: str) -> None:
+        if left.pop() and not left:
+            raise OSError(errno.ENOSPC, 'No space left on device')
+        Path(target).write_bytes(Path(source).read_bytes())
+
+    monkeypatch.setattr(deal.shutil, 'copy2', copy)
+    with pytest.raises(DataError, match='out: .*No space left on device'):
+        deal_out(bags, tmp_path / 'bags', tmp_path / 'out', 0.5, 0)
+    assert [path.name for path in tmp_path.iterdir()] == ['bags']
+
+
+@pytest.mark.parametrize('edit', [lambda bag, out: trim_bag(bag, out), lambda bag, out: split_bag(bag, out, '30s')[0]],
+                         ids=['trim', 'split'])
+def test_what_is_cut_out_of_a_damaged_bag_says_so(tmp_path: Path, edit: Callable[[Path, Path], Written]) -> None:
+    bag = record(tmp_path / 'bag', moving(20))
+    assert edit(bag, tmp_path / 'whole').problems == ()
+    file = next(bag.glob('*.mcap'))
+    file.write_bytes(file.read_bytes()[:file.stat().st_size // 2])
+    assert 'cut off' in edit(bag, tmp_path / 'part').problems[0]
+
+
+def test_nothing_is_split_out_of_a_bag_without_messages(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match='bag: no messages'):
+        split_bag(record(tmp_path / 'bag', []), tmp_path / 'out', 'marks')
 
 
 def test_dealing_out_refuses_what_makes_no_sense(tmp_path: Path) -> None:

@@ -57,9 +57,9 @@ def test_another_rate_is_said(dataset: Path, tmp_path: Path, capsys: pytest.Capt
 
 
 def test_mistakes_are_one_line(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(DataError, match='no such folder'):
+    with pytest.raises(DataError, match='no such file or folder'):
         run('export', '--contract', 'so101', '--bags', tmp_path / 'none', '--out', tmp_path / 'out')
-    with pytest.raises(DataError, match='holds no bag'):
+    with pytest.raises(DataError, match='no bag at or below it'):
         run('export', '--contract', 'so101', '--bags', tmp_path, '--out', tmp_path / 'out')
     with pytest.raises(ConfigError, match="--feature 'top': expected PART=FEATURE"):
         run('import', '--dataset', dataset, '--out', tmp_path / 'out', '--feature', 'top')

@@ -15,7 +15,8 @@ import pytest
 import yaml
 
 from flow_vla_core.data.bag_writer import EpisodeWriter, Topic
-from flow_vla_core.data.inspection import Detail, Finding, FindingCode, Severity, expand, inspect_bag, inspect_bags
+from flow_vla_core.data.bags import find_bags
+from flow_vla_core.data.inspection import Detail, Finding, FindingCode, Severity, inspect_bag, inspect_bags
 from flow_vla_core.data.inspection.findings import MEANING, read_codes, worst
 from flow_vla_core.data.inspection.motion import distribute, idle_spans, still
 from flow_vla_core.data.inspection.pictures import EvenlySpaced
@@ -250,14 +251,14 @@ def test_a_type_that_nobody_knows_is_foreign_and_one_that_the_bag_defines_is_not
         writer.finish()
     report = inspect_bag(tmp_path / 'foreign.mcap', detail=NUMBERS)
     assert [(finding.code.name, finding.topic) for finding in report.findings] == [
-        ('TYPE_FOREIGN', '/unknown'), ('STAMP_FAR', '/known')]
+        ('CONTRACT_UNKNOWN', ''), ('TYPE_FOREIGN', '/unknown'), ('STAMP_FAR', '/known')]
 
 
 def test_words_marks_and_contract(tmp_path: Path) -> None:
     mute = [sample for sample in moving(COUNT) if sample[0] != '/instruction']
     marks = {'contract': CONTRACT.label}
     assert codes(record(tmp_path / 'mute', mute, marks=marks)) == [('NO_INSTRUCTION', '/instruction')]
-    assert codes(record(tmp_path / 'free', mute, marks={}), None) == []  # without a contract nothing is asked for
+    assert codes(record(tmp_path / 'free', mute, marks={}), None) == [('CONTRACT_UNKNOWN', '')]
     other = record(tmp_path / 'other', moving(COUNT), marks={**MARKS, 'contract': 'metaworld@00000000'})
     assert codes(other, None) == [('CONTRACT_UNKNOWN', '')]
     assert codes(other, SMALL) == [('CONTRACT_DIFFERS', '')]
@@ -359,7 +360,7 @@ def test_commands_much_larger_than_in_other_bags(tmp_path: Path) -> None:
                    for name, time, built in moving(20, phase=0.01 * k)]
         record(tmp_path / f'bag_{k}', samples)
     found = {(finding.code.name, Path(finding.bag).name, finding.topic)
-             for finding in inspect_bags(expand([tmp_path]), SMALL, NUMBERS).findings if finding.bag}
+             for finding in inspect_bags(find_bags(tmp_path), SMALL, NUMBERS).findings if finding.bag}
     assert found == {('OUTLIER_ACTION', 'bag_3', 'action ee.x')}
 
 
@@ -375,7 +376,7 @@ def test_duplicates_are_found_whatever_their_names_and_words(tmp_path: Path) -> 
     record(tmp_path / 'a', moving(10))
     record(tmp_path / 'b', moving(10, phase=0.2))
     record(tmp_path / 'c', list(reversed(moving(10))), marks={**MARKS, 'instruction': 'else'}, compression='lz4')
-    survey = inspect_bags(expand([tmp_path]), SMALL, NUMBERS)
+    survey = inspect_bags(find_bags(tmp_path), SMALL, NUMBERS)
     found = [finding for finding in survey.findings if finding.code == FindingCode.DUPLICATE]
     assert [(Path(finding.bag).name, finding.message) for finding in found] == [
         ('c', f'holds the same messages as {tmp_path / "a"}')]
@@ -385,7 +386,7 @@ def test_outliers_show_beside_others_of_the_same_words(tmp_path: Path) -> None:
     for k, count in enumerate((20, 21, 20, 22, 21, 90)):
         record(tmp_path / f'bag_{k}', moving(count, phase=0.1 * k))
     record(tmp_path / 'other', moving(60), marks={**MARKS, 'instruction': 'another task'})
-    survey = inspect_bags(expand([tmp_path]), SMALL, NUMBERS)
+    survey = inspect_bags(find_bags(tmp_path), SMALL, NUMBERS)
     found = {(finding.code.name, Path(finding.bag).name) for finding in survey.findings if finding.bag}
     assert ('OUTLIER_LENGTH', 'bag_5') in found and {name for _, name in found} == {'bag_5'}
 
@@ -393,7 +394,7 @@ def test_outliers_show_beside_others_of_the_same_words(tmp_path: Path) -> None:
 def test_a_value_that_never_changes_is_told_once_for_all_bags(tmp_path: Path) -> None:
     for k in range(2):
         record(tmp_path / f'bag_{k}', replaced(GRIPPER, lambda time: message(GRIPPER, time, 0.5))(moving(12, phase=k)))
-    found = [finding for finding in inspect_bags(expand([tmp_path]), SMALL, NUMBERS).findings
+    found = [finding for finding in inspect_bags(find_bags(tmp_path), SMALL, NUMBERS).findings
              if finding.topic == 'action gripper.gripper']
     assert [(finding.code.name, finding.bag) for finding in found] == [('CONSTANT', '')]
     assert found[0].message == 'is 0.5 1 throughout all 2 bags'
@@ -474,7 +475,9 @@ def test_codes_are_unique_explained_and_read_back() -> None:
 
 def test_a_bag_of_another_writer_is_inspected_without_a_contract(tmp_path: Path) -> None:
     report = inspect_bag(record(tmp_path / 'bag', steps(12), marks={}), detail=Detail(4, 10, 10))
-    assert report.contract is None and not report.findings and len(report.topics) == len(TYPES)
+    assert report.contract is None and len(report.topics) == len(TYPES)
+    assert [(finding.code.name, finding.message) for finding in report.findings] == [
+        ('CONTRACT_UNKNOWN', 'the bag names none; give one with --contract')]
     assert len(report.pictures[FRONT]) == 4
     for second, picture in report.pictures[FRONT]:
         np.testing.assert_array_equal(picture, np.full((96, 96, 3), round(second * SECOND / DT), np.uint8))

@@ -182,12 +182,16 @@ def test_words_that_change_on_the_way(copy: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(('spoil', 'complaint'), [
     (lambda path: edit_info(path, codebase_version='v2.1'), 'codebase_version .v2.1., this reads v3.x'),
     (lambda path: edit_info(path, fps=0), 'fps is 0'),
+    (lambda path: edit_info(path, data_path='data/{nothing}.parquet'), 'data_path: .*fields are'),
+    (lambda path: edit_info(path, data_path='data/{chunk_index:0999999999d}'), 'data_path: .*fields are'),
+    (lambda path: edit_info(path, data_path='../{chunk_index}/x.parquet'), 'leads out of the dataset'),
+    (lambda path: edit_info(path, video_path='/{video_key}.mp4'), 'leads out of the dataset'),
     (lambda path: edit_info(path, features={'action': {}}), "'shape'"),
     (lambda path: (path / 'meta/info.json').write_text('{'), 'not that of a LeRobotDataset'),
     (lambda path: (path / 'meta/info.json').unlink(), 'not a LeRobotDataset'),
     (lambda path: (path / 'meta/tasks.parquet').write_bytes(b'PAR1'), 'tasks.parquet'),
     (lambda path: next(path.glob('meta/episodes/*/*')).unlink(), 'meta/episodes holds no parquet file'),
-    (lambda path: next(path.glob('data/*/*')).unlink(), 'file-000.parquet'),
+    (lambda path: next(path.glob('data/*/*')).unlink(), 'file-000.parquet: no such file'),
     (lambda path: rename(path, {'action': 'actions'}), "no feature 'action'; did you mean 'actions'"),
     (lambda path: rename(path, {}, action={'shape': [6], 'names': [*'abcdef']}), 'action: no number'),
     (lambda path: rename(path, {}, action={'dtype': 'string'}), 'action: dtype string'),
@@ -196,6 +200,12 @@ def test_what_is_wrong_is_said(copy: Path, tmp_path: Path, spoil: Any, complaint
     spoil(copy)
     with pytest.raises(DataError, match=complaint):
         list(import_dataset(Dataset(copy), CONTRACT, tmp_path / 'bags'))
+
+
+def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    (tmp_path / 'file').touch()
+    with pytest.raises(DataError, match='file/out: Not a directory'):
+        export_episodes([make_episode(0, 3)], CONTRACT, tmp_path / 'file' / 'out', ExportOptions('png'))
 
 
 def test_a_video_that_ends_early(tmp_path: Path) -> None:

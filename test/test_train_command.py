@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+import shutil
 import signal
 import subprocess
 
@@ -144,12 +145,20 @@ def test_bags_are_chosen_by_their_outcome(bags: Path, tmp_path: Path) -> None:
     assert [bag.name for bag in chosen] == ['no_pose', 'good_0', 'good_1', 'good_2']
     assert [bag.name for bag in others] == ['failed']
     assert [bag.name for bag in choose_bags([bags], ['failure'])[0]] == ['failed']
+    shutil.copytree(bags / 'good_0', tmp_path / 'more' / 'damaged')
+    shutil.copytree(bags / 'good_0', tmp_path / 'more' / 'bare')
+    (tmp_path / 'more' / 'damaged' / 'metadata.yaml').write_text('a: [')
+    (tmp_path / 'more' / 'bare' / 'metadata.yaml').unlink()
+    (tmp_path / 'more' / 'gone').mkdir()
+    (tmp_path / 'more' / 'gone' / 'metadata.yaml').write_text('a: [')
+    assert [bag.name for bag in choose_bags([tmp_path / 'more'])[0]] == ['bare', 'damaged', 'gone']
     with pytest.raises(DataError, match="'sucess'.*success"):
         choose_bags([bags], ['sucess'])
-    with pytest.raises(DataError, match='no such folder'):
+    (tmp_path / 'nothing').mkdir()
+    with pytest.raises(DataError, match='no such file or folder'):
         choose_bags([tmp_path / 'nowhere'])
-    with pytest.raises(DataError, match='no rosbag2 folder'):
-        choose_bags([tmp_path])
+    with pytest.raises(DataError, match='no bag at or below it'):
+        choose_bags([tmp_path / 'nothing'])
     with pytest.raises(DataError, match='none with the outcome unknown'):
         choose_bags([bags], ['unknown'])
 

@@ -12,9 +12,9 @@ import typer
 
 from flow_vla_core.cli import exchange
 from flow_vla_core.contract import RobotContract, find_contract
-from flow_vla_core.data.bags import find_bags
+from flow_vla_core.data.bags import need_bags
 from flow_vla_core.data.editing import Written
-from flow_vla_core.data.inspection import Detail, Severity, Survey, expand, inspect_bags
+from flow_vla_core.data.inspection import Detail, Severity, Survey, inspect_bags
 from flow_vla_core.data.inspection.findings import read_codes, worst
 from flow_vla_core.errors import ConfigError, DataError
 
@@ -39,7 +39,7 @@ def inspect(bags: Bags, contract: Contract = None,
     """Show what bags hold and what is wrong with them: rates, gaps, skew, delays, lengths, words, actions."""
     from flow_vla_core.data.inspection.page import write_page
     from flow_vla_core.data.inspection.summary import bag_names, bags_table, findings_table, to_json, topics_table
-    console, paths = Console(), expand(bags)
+    console, paths = Console(), need_bags(bags)
     survey = _survey(paths, contract, Detail.share(len(paths)) if out else Detail.none(), workers)
     console.print(bags_table(survey), topics_table(survey), sep='\n\n')
     if survey.findings:
@@ -59,7 +59,7 @@ def check(bags: Bags, contract: Contract = None,
           workers: Workers = 1) -> None:
     """Print one line for each finding; exit code 1 if one of them is an error, 2 for wrong usage."""
     codes = read_codes(allow or [])
-    survey = _survey(expand(bags), contract, Detail.none(), workers).without(codes)
+    survey = _survey(need_bags(bags), contract, Detail.none(), workers).without(codes)
     for finding in survey.findings:
         print(finding)
     errors = sum(finding.severity == Severity.ERROR for finding in survey.findings)
@@ -117,7 +117,8 @@ def split(
     """Cut bags into episodes, or deal whole bags out for training and validation."""
     from flow_vla_core.data.editing import deal_out, split_bag
     if by.endswith('%'):
-        dealt = deal_out(find_bags(source), source, out, _percent(by), seed, link)
+        _check_apart(source, out)
+        dealt = deal_out(need_bags([source]), source, out, _percent(by), seed, link)
         Console().print(', '.join(f'{len(bags)} bags in {out / side}' for side, bags in dealt.items()), soft_wrap=True)
         return
     for bag, target in _targets(source, out).items():
@@ -127,13 +128,17 @@ def split(
 
 def _targets(source: Path, out: Path) -> dict[Path, Path]:
     """Return the bags at or below a folder with the places of the new ones."""
-    bags = find_bags(source)
-    if not bags:
-        raise DataError(f'{source}: no bag at or below it')
+    bags = need_bags([source])
+    _check_apart(source, out)
     if bags == [source]:
         return {source: out}
     places = {bag: out / bag.relative_to(source) for bag in bags}
     return {bag: place.with_suffix('') if bag.is_file() else place for bag, place in places.items()}
+
+
+def _check_apart(source: Path, out: Path) -> None:
+    if out.resolve().is_relative_to(source.resolve()):
+        raise DataError(f'{out}: lies in {source}, whose bags would be there twice; give another folder')
 
 
 def _percent(text: str) -> float:
@@ -144,6 +149,8 @@ def _percent(text: str) -> float:
 
 
 def _say(written: Written) -> None:
+    for problem in written.problems:
+        Console(stderr=True).print(f'read as far as it goes: {problem}', soft_wrap=True, markup=False)
     Console().print(f'written: {written.folder}  {written.messages} messages, {written.duration:.2f} s', soft_wrap=True)
 
 

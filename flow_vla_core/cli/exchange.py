@@ -12,10 +12,10 @@ from rich.progress import track
 import typer
 
 from flow_vla_core.contract import RobotContract, find_contract
-from flow_vla_core.data.bags import find_bags
+from flow_vla_core.data.bags import need_bags
 from flow_vla_core.data.lerobot import Dataset, ExportOptions, contract_of, export_bags, import_dataset
 from flow_vla_core.data.reading import ReadOptions
-from flow_vla_core.errors import ConfigError, DataError
+from flow_vla_core.errors import ConfigError
 
 __all__ = ['export', 'import_']
 
@@ -38,7 +38,7 @@ def export(
     """Write bags as a LeRobotDataset v3.0."""
     _need_packages()
     console = Console()
-    found = _find(bags)
+    found = need_bags(bags)
     skip = (lambda error: console.print(f'left out: {error}', markup=False)) if skip_unusable else None
     progress = track(found, 'Exporting', console=console, disable=not console.is_terminal)
     info = export_bags(progress, RobotContract.load(find_contract(contract)), out, ExportOptions(images, size),
@@ -69,15 +69,6 @@ def import_(
         steps = 1 / robot.rates.policy_dt
         console.print(f'the dataset has {source.info.fps:g} frames a second, the contract {steps:g} steps: each takes '
                       'the newest frame before it', markup=False, soft_wrap=True)
-
-
-def _find(folders: Sequence[Path]) -> list[Path]:
-    found: list[Path] = []
-    for folder in folders:
-        if not (below := find_bags(folder)):
-            raise DataError(f'{folder}: {"holds no bag" if folder.exists() else "no such folder"}')
-        found += below
-    return found
 
 
 def _pairs(texts: Sequence[str]) -> dict[str, str]:

@@ -35,10 +35,12 @@ def show_bag(path: Path, contract: RobotContract | None, save: Path | None, poli
 
     Raises:
         ConfigError: if Rerun is not installed.
-        DataError: if the bag can't be read, or the file exists or can't be written.
+        DataError: if the bag can't be read or is empty, or the file exists or can't be written.
     """
     rr = _rerun()
     bag = open_bag(path)
+    if next(bag.read(), None) is None:
+        raise DataError(f'{path}: no messages')
     robot, _ = choose_contract(path, bag.marks, contract)
     recording = rr.RecordingStream('flow_vla', recording_id=path.name)
     for timeline in ('log_time', 'log_tick'):

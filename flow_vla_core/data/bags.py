@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 import re
 from typing import Any
@@ -11,7 +11,8 @@ import yaml
 
 from flow_vla_core.errors import DataError, in_one_line
 
-__all__ = ['STORAGES', 'find_bags', 'read_information', 'read_metadata', 'storage_files', 'try_information']
+__all__ = ['STORAGES', 'find_bags', 'need_bags', 'read_information', 'read_metadata', 'storage_files',
+           'try_information']
 
 STORAGES = ('.mcap', '.db3', '.mcap.zstd', '.db3.zstd')
 METADATA_LIMIT = 2 ** 24  # bytes
@@ -34,6 +35,18 @@ def find_bags(folder: Path) -> list[Path]:
             files.setdefault(path.parent, []).append(path)
     loose = [bag for parent, paths in files.items() for bag in ([parent] if _is_split(paths) else paths)]
     return sorted([*described, *loose])
+
+
+def need_bags(places: Iterable[Path]) -> list[Path]:
+    """Return the bags at or below some places, each once. Raise `DataError` for a place without any."""
+    found: dict[Path, None] = {}
+    for place in map(Path, places):
+        if not place.exists():
+            raise DataError(f'{place}: no such file or folder')
+        if not (below := find_bags(place)):
+            raise DataError(f'{place}: no bag at or below it')
+        found.update(dict.fromkeys(below))
+    return list(found)
 
 
 def read_information(bag: Path) -> dict[str, Any]:

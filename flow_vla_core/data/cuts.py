@@ -60,7 +60,7 @@ def cut_bag(bag: Bag, cut: str, words_topic: str | None, instruction: str = '') 
         return found
     words = _words(bag, words_topic, cut) or ([(-1, instruction)] if instruction else [])
     if not words:
-        raise DataError('no instruction in the bag; give one')
+        raise DataError('no instruction in the bag; give one with --instruction')
     whole = Segment(-1, LATEST, tuple(words), bag.marks.get('task', ''), bag.marks.get('outcome', 'unknown'))
     if cut in ('marks', 'instruction', 'whole'):
         return [whole]

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from flow_vla_core.contract import RobotContract
-from flow_vla_core.data.bags import find_bags, read_information
+from flow_vla_core.data.bags import need_bags, try_information
 from flow_vla_core.data.cache import EpisodeCache
 from flow_vla_core.data.episode import OUTCOMES, Episode
 from flow_vla_core.data.parallel import read_all
@@ -22,22 +22,16 @@ def choose_bags(folders: Iterable[Path], outcomes: Sequence[str] = ('success',))
     """Find the bags below some folders; return those that may hold an episode with a wanted outcome, and the rest.
 
     Raises:
-        DataError: if a folder is missing or holds no bag, a bag can't be read, an outcome is unknown or none is left.
+        DataError: if a folder is missing or holds no bag, an outcome is unknown or none is left.
     """
     for outcome in outcomes:
         if outcome not in OUTCOMES:
             raise DataError(f'no outcome {outcome!r}; {closest(outcome, OUTCOMES)}')
-    bags: list[Path] = []
-    for folder in map(Path, folders):
-        if not folder.exists():
-            raise DataError(f'{folder}: no such folder')
-        found = find_bags(folder)
-        if not found:
-            raise DataError(f'{folder}: holds no rosbag2 folder')
-        bags += found
+    bags = need_bags(folders)
     wanted = [bag for bag in bags if _may_hold(bag, outcomes)]
     if not wanted:
-        raise DataError(f'{len(bags)} bags, none with the outcome {" or ".join(outcomes)}')
+        raise DataError(f'{len(bags)} bags, none with the outcome {" or ".join(outcomes)}; those without a mark are '
+                        'unknown, as --outcome unknown takes them')
     return wanted, [bag for bag in bags if bag not in set(wanted)]
 
 
@@ -92,8 +86,13 @@ def hold_out(episodes: Sequence[Episode], share: float, seed: int) -> tuple[list
 
 
 def _may_hold(bag: Path, outcomes: Sequence[str]) -> bool:
-    """Say whether a bag's outcome is one of these, or stands in Episode messages only."""
-    information = read_information(bag)
+    """Say whether a bag's outcome is one of these, or only known when it is read, as with damaged metadata."""
+    try:
+        information, _ = try_information(bag)
+    except DataError:
+        return True
+    if not information:
+        return True
     outcome = (information.get('custom_data') or {}).get('outcome')
     topics = information.get('topics_with_message_count')
     inside = outcome is None and isinstance(topics, list) and any('flow_vla/msg/Episode' in str(t) for t in topics)

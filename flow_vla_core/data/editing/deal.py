@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import hashlib
 import os
 from pathlib import Path
@@ -43,11 +43,25 @@ def deal_out(bags: Sequence[Path], root: Path, out: Path, share: float, seed: in
     if out.exists() and any(out.iterdir()):
         raise DataError(f'{out}: is not empty; nothing is overwritten')
     chosen = _choose(bags, root, share, seed)
-    dealt: dict[str, list[Path]] = {'train': [], 'validation': []}
-    for bag in bags:
-        side = 'validation' if bag in chosen else 'train'
-        dealt[side].append(_copy(bag, out / side / bag.relative_to(root), link))
-    return dealt
+    places = {bag: Path('validation' if bag in chosen else 'train') / bag.relative_to(root) for bag in bags}
+    _deal(places, out, link)
+    return {side: [out / place for place in places.values() if place.parts[0] == side]
+            for side in ('train', 'validation')}
+
+
+def _deal(places: Mapping[Path, Path], out: Path, link: bool) -> None:
+    """Copy bags to their places below a folder, which gets its name when all of them are there."""
+    part = out.with_name(f'.{out.name}.part')
+    shutil.rmtree(part, ignore_errors=True)  # of a copy that was killed
+    try:
+        for bag, place in places.items():
+            _copy(bag, part / place, link)
+        part.replace(out)
+    except OSError as error:
+        told = error.args[0][0][2] if isinstance(error, shutil.Error) else error.strerror
+        raise DataError(f'{out}: {told}') from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def _choose(bags: Sequence[Path], root: Path, share: float, seed: int) -> set[Path]:
@@ -68,14 +82,10 @@ def _rank(bag: Path, root: Path, seed: int) -> str:
     return hashlib.sha256(f'{seed} {bag.relative_to(root).as_posix()}'.encode()).hexdigest()
 
 
-def _copy(bag: Path, target: Path, link: bool) -> Path:
+def _copy(bag: Path, target: Path, link: bool) -> None:
     copy = os.link if link else shutil.copy2
-    try:
-        if bag.is_file():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            copy(bag, target)
-        else:
-            shutil.copytree(bag, target, copy_function=copy)
-    except OSError as error:
-        raise DataError(f'{target}: {error.strerror or error}') from error
-    return target
+    if bag.is_file():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        copy(bag, target)
+    else:
+        shutil.copytree(bag, target, copy_function=copy)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 import shutil
 from typing import Any, Literal
@@ -53,11 +53,13 @@ class Written:
         folder: of the bag.
         messages: in it.
         duration: between the first and the last of them, s.
+        problems: why some of what was recorded is missing.
     """
 
     folder: Path
     messages: int
     duration: float
+    problems: tuple[str, ...] = ()
 
 
 def write_pieces(bag: Bag, pieces: Sequence[Piece], without: Iterable[str] = ()) -> list[Written]:
@@ -88,7 +90,7 @@ def write_pieces(bag: Bag, pieces: Sequence[Piece], without: Iterable[str] = ())
     try:
         for message in bag.read(topics):
             copier.take(message)
-        return copier.finish()
+        return [replace(written, problems=tuple(bag.problems)) for written in copier.finish()]
     except BaseException:
         copier.discard()
         raise

@@ -41,7 +41,9 @@ def split_bag(path: Path, out: Path, by: str, without: Iterable[str] = ()) -> li
                     _marks(bag, segment, k == len(segments) - 1 or by == 'marks'),
                     'inside' if by == 'marks' else 'none')
               for k, segment in enumerate(segments)]
-    return write_pieces(bag, pieces, without)
+    if not (written := write_pieces(bag, pieces, without)):
+        raise DataError(f'{path}: no messages')
+    return written
 
 
 def _segments(bag: Bag, by: str) -> Iterator[Segment]:

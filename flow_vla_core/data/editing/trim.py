@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+import math
 from pathlib import Path
 
 from flow_vla_core.contract import RobotContract
@@ -38,7 +39,7 @@ def trim_bag(path: Path, out: Path, start: float = 0.0, end: float | None = None
         DataError: if nothing is left.
         RecordError: if the new bag can't be written.
     """
-    if start < 0 or (end is not None and end <= start):
+    if not 0 <= start < math.inf or (end is not None and not start < end < math.inf):
         raise ConfigError(f'start {start:g}, end {"none" if end is None else f"{end:g}"}: 0 <= start < end')
     bag = open_bag(path)
     first = next(bag.read(), None)
@@ -59,8 +60,7 @@ def trim_bag(path: Path, out: Path, start: float = 0.0, end: float | None = None
 def _without_idle(bag: Bag, contract: RobotContract | None, begin: int, stop: int) -> tuple[int, int]:
     chosen, findings = choose_contract(bag.path, bag.marks, contract)
     if chosen is None:
-        reason = findings[0].message if findings else 'the bag names none'
-        raise ConfigError(f'{bag.path}: contract: {reason}; give one to find out when nothing moves')
+        raise ConfigError(f'{bag.path}: contract: {findings[0].message}, to find out when nothing moves')
     scanned = scan(bag, chosen, 0)
     begin, stop = max(begin, scanned.start), min(stop, scanned.end)
     step = chosen.rates.policy_dt_ns

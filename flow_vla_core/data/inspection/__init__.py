@@ -2,7 +2,7 @@
 
 from flow_vla_core.data.inspection.bag_report import BagReport, Detail, inspect_bag
 from flow_vla_core.data.inspection.findings import Finding, FindingCode, Severity
-from flow_vla_core.data.inspection.survey import Survey, expand, inspect_bags
+from flow_vla_core.data.inspection.survey import Survey, inspect_bags
 
-__all__ = ['BagReport', 'Detail', 'Finding', 'FindingCode', 'Severity', 'Survey', 'expand', 'inspect_bag',
+__all__ = ['BagReport', 'Detail', 'Finding', 'FindingCode', 'Severity', 'Survey', 'inspect_bag',
            'inspect_bags']

@@ -243,7 +243,7 @@ def choose_contract(path: Path, marks: dict[str, str],
                                                                          f'{given.label}')]
         return given, []
     if not told:
-        return None, []
+        return None, [Finding.of('CONTRACT_UNKNOWN', str(path), '', 'the bag names none; give one with --contract')]
     try:
         found = RobotContract.load(find_contract(told.partition('@')[0]))
     except ContractError as error:

@@ -70,7 +70,7 @@ MEANING: dict[FindingCode, tuple[Severity, str]] = {
     C.EMPTY: (ERROR, 'no messages at all'),
     C.COUNT_DIFFERS: (WARNING, 'the metadata speak of another number of messages'),
     C.CONTRACT_DIFFERS: (ERROR, 'recorded for a contract with another interface'),
-    C.CONTRACT_UNKNOWN: (WARNING, 'no contract to hold the bag against; only its topics were inspected'),
+    C.CONTRACT_UNKNOWN: (WARNING, 'no contract, or none named (--contract); only the topics were inspected'),
     C.TOPIC_MISSING: (ERROR, 'a topic of the contract was not recorded'),
     C.TOPIC_SILENT: (ERROR, 'a topic of the contract has no messages'),
     C.TYPE_WRONG: (ERROR, "recorded with another type than the contract's"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,12 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from flow_vla_core.contract import RobotContract
-from flow_vla_core.data.bags import find_bags
 from flow_vla_core.data.inspection.bag_report import BagReport, Detail, inspect_bag
 from flow_vla_core.data.inspection.findings import Finding, FindingCode
 from flow_vla_core.data.inspection.motion import Distribution
 
-__all__ = ['Survey', 'expand', 'inspect_bags', 'robust_scores']
+__all__ = ['Survey', 'inspect_bags', 'robust_scores']
 
 FEW = 5            # bags without which nothing is an outlier
 OUTLYING = 5.0     # robust standard deviations
@@ -46,14 +45,6 @@ class Survey:
         """Leave findings of some kinds out."""
         kept = tuple(finding for finding in self.findings if finding.code not in codes)
         return replace(self, findings=kept)
-
-
-def expand(places: Iterable[Path]) -> list[Path]:
-    """Return the bags at or below some places, each once; a place without any stays, to be reported."""
-    found: dict[Path, None] = {}
-    for place in places:
-        found.update(dict.fromkeys(find_bags(place) or [Path(place)]))
-    return list(found)
 
 
 def inspect_bags(paths: Sequence[Path], contract: RobotContract | None = None, detail: Detail | None = None,

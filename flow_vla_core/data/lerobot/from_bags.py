@@ -59,6 +59,8 @@ def export_episodes(episodes: Iterable[Episode], contract: RobotContract, out: P
                 writer.write(episode)
         unfinished.rename(out)
         return writer.info
+    except OSError as error:
+        raise DataError(f'{out}: {error.strerror or error}') from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 

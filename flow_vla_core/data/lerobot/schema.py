@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 import json
-from pathlib import Path
+from pathlib import Path, PurePath
+import re
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ EPISODE_FIELDS = ('task', 'outcome', 'source', 'complete')  # of an Episode; as 
 CHUNK = 'chunk-{chunk_index:03d}/file-{file_index:03d}'
 EPISODES_PATH = f'meta/episodes/{CHUNK}.parquet'
 DATA_PATH = f'data/{CHUNK}.parquet'
+FIELD = re.compile(r'{(?:video_key|(?:chunk_index|file_index)(?::0?\dd)?)}')  # in templates of paths
 VIDEO_PATH = f'videos/{{video_key}}/{CHUNK}.mp4'
 
 
@@ -129,6 +131,7 @@ class Info:
                         for key, value in info.features.items()}
             if not float(info.fps) > 0:
                 raise ValueError(f'fps is {info.fps}')
+            _check_paths(replace(info, features=features))
         except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise DataError(f'{path}: {error}') from error
         return replace(info, features=features)
@@ -139,6 +142,18 @@ class Info:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({'codebase_version': self.codebase_version, **vars(self)}, indent=4,
                                    ensure_ascii=False))
+
+
+def _check_paths(info: Info) -> None:
+    """Raise `ValueError` unless templates of paths have our fields only and stay within the dataset."""
+    for name, template, keys in (('data_path', info.data_path, ['']),
+                                 ('video_path', info.video_path or '', info.videos or [''])):
+        if set('{}') & set(FIELD.sub('', template)):
+            raise ValueError(f'{name}: {template!r}: fields are {{chunk_index:03d}}, {{file_index:03d}}, {{video_key}}')
+        for key in keys:
+            path = PurePath(Place().in_path(template, video_key=key))
+            if path.is_absolute() or '..' in path.parts:
+                raise ValueError(f'{name}: {str(path)!r} leads out of the dataset')
 
 
 def camera_key(camera: Camera) -> str:

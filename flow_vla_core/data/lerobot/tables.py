@@ -44,6 +44,8 @@ def read_table(path: Path, columns: Sequence[str] | None = None, episode: int | 
     try:
         return pq.ParquetFile(path).read() if chosen is None and columns is None else pq.read_table(
             path, columns=columns, filters=chosen, partitioning=None)
+    except FileNotFoundError as error:
+        raise DataError(f'{path}: no such file') from error
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         raise DataError(f'{path}: {error}') from error
 
@@ -87,7 +89,7 @@ def decode_png(file: Mapping[str, Any], source: Path) -> np.ndarray:
     from PIL import Image
     try:
         return np.array(Image.open(io.BytesIO(file['bytes'])).convert('RGB'))
-    except (OSError, TypeError, ValueError, SyntaxError) as error:
+    except (OSError, TypeError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f'{source}: an image can not be decoded: {error}') from error
 
 
