@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from flow_vla_ros import codecs
 
 __all__ = ['ClockTap']
 
-DEPTH = 1000              # clock messages that wait between two polls
+DEPTH = 1000              # clock messages that wait between two polls, or for messages that were sent before them
 TRUSTED = 1_000_000_000   # ns; stamps further ahead are of another clock
 
 
@@ -33,7 +34,7 @@ class ClockTap:
 
     def __init__(self, node: Node, group: CallbackGroup) -> None:
         self._clock = node.get_clock()
-        self._told: list[tuple[int, int]] = []  # when it was sent, and what it says, ns
+        self._told: deque[tuple[int, int]] = deque()  # when it was sent, and what it says, ns
         self._time = 0
         self._subscription = node.create_subscription(
             Clock, '/clock', _never, QoSProfile(depth=DEPTH, reliability=ReliabilityPolicy.BEST_EFFORT),
@@ -48,28 +49,27 @@ class ClockTap:
         now = self._clock.now().nanoseconds
         if not self._clock.ros_time_is_active:
             return [info.get('received_timestamp') or now for info, _ in taken]
-        clock = iter(self._listen())
-        found, ahead = [0] * len(taken), next(clock, None)
+        self._listen()
+        found = [0] * len(taken)
         for index in sorted(range(len(taken)), key=lambda index: taken[index][0].get('source_timestamp') or 0):
             info, stamp = taken[index]
             sent = info.get('source_timestamp')
-            while sent and ahead is not None and ahead[0] <= sent:
-                self._advance(ahead[1])
-                ahead = next(clock, None)
+            while sent and self._told and self._told[0][0] <= sent:
+                self._advance(self._told.popleft()[1])
             if not sent or not self._time:
                 self._advance(now)
             if self._time < stamp < self._time + TRUSTED:
                 self._time = stamp
             found[index] = self._time
-        self._told = [*([ahead] if ahead else []), *clock]  # of what is still to come
+        while len(self._told) > DEPTH:  # nothing else has come for long
+            self._advance(self._told.popleft()[1])
         return found
 
-    def _listen(self) -> list[tuple[int, int]]:
+    def _listen(self) -> None:
         handle = self._subscription.handle
         while (message := handle.take_message(Clock, False)) is not None:
             clock, info = message
             self._told.append((info.get('source_timestamp') or 0, codecs.from_time(clock.clock)))
-        return self._told
 
     def _advance(self, time: int) -> None:
         """Go on to a time; back only if it lies so far back that somebody has set the clock."""

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-import shutil
 import time
 
 from rclpy.node import Node
@@ -15,7 +14,7 @@ from std_msgs.msg import String
 
 from flow_vla.msg import Episode
 from flow_vla_core.contract import RobotContract
-from flow_vla_core.data.bag_writer import EpisodeWriter, Topic
+from flow_vla_core.data.bag_writer import EpisodeWriter, Topic, delete_bag
 from flow_vla_core.data.jpeg import COMPRESSED_IMAGE, IMAGE, compressed_topic
 from flow_vla_core.data.recording import Recording, RecordingOptions
 from flow_vla_core.errors import RecordError
@@ -159,10 +158,10 @@ class Episodes:
         return Ended(writer.folder, writer.messages, writer.duration, lost)
 
     def discard_kept(self) -> None:
-        """Delete the last episode, if it was kept, and say so."""
+        """Delete the last episode, if it was kept, and say so. Raise `RecordError` if that fails."""
         if self.last is None or self.last.kept is None:
             return
-        shutil.rmtree(self.last.kept)
+        delete_bag(self.last.kept)
         self.episode.id, self.episode.event = self.last.kept.name, Episode.DISCARDED
         self.kept -= 1
         self.last = _Last(self.last.instruction, self.last.task)

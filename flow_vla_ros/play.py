@@ -14,10 +14,10 @@ __all__ = ['play']
 
 def play(
     bags: Annotated[list[Path], typer.Argument(help='rosbag2 folders, or folders of them; played one after another.')],
-    rate: Annotated[float, typer.Option(help='Recorded seconds per second.')] = 1.0,
+    rate: Annotated[float, typer.Option(min=0.001, max=1000, help='Recorded seconds per second.')] = 1.0,
     loop: Annotated[bool, typer.Option(help='Begin again after the last bag.')] = False,
-    start_offset: Annotated[float, typer.Option(help='Leave out so much of the beginning, s.')] = 0.0,
-    clock: Annotated[float, typer.Option(help='Rate of /clock, Hz; 0: no clock.')] = 100.0,
+    start_offset: Annotated[float, typer.Option(min=0, help='Leave out so much of the beginning, s.')] = 0.0,
+    clock: Annotated[float, typer.Option(min=0, max=1000, help='Rate of /clock, Hz; 0: no clock.')] = 100.0,
     topics: Annotated[str, typer.Option(help='Comma-separated names; all if empty.')] = '',
     remap: Annotated[list[str] | None, typer.Option(help='OLD:=NEW name of a topic; may be repeated.')] = None,
     start_paused: Annotated[bool, typer.Option(help='Wait for the space key, or for ~/pause.')] = False,
@@ -32,6 +32,10 @@ def play(
 
     Discovery stays on this machine unless ROS_AUTOMATIC_DISCOVERY_RANGE is set.
     """
+    from flow_vla_core.data.bag_reader import open_bag
+    from flow_vla_core.data.bags import need_bags
+    for bag in need_bags(bags):
+        open_bag(bag)  # what is no bag ends it before a node is made
     from flow_vla_ros.bringup import node_spec, prepare_environment
     prepare_environment(isolated=False)
     from flow_vla_ros.lifecycle import run

@@ -80,7 +80,8 @@ class ReplayTrainerNode(FlowLifecycleNode):
         """Begin to listen and to train; after a pause, from where it was."""
         if self._thread is not None:
             self._training = self._new_training(replace(_config(self._settings), resume=True))
-        live = LiveEpisodes(self._contract, self._receive, self._training.refuse, silence=self._settings.silence)
+        live = LiveEpisodes(self._contract, self._receive, self._training.refuse, silence=self._settings.silence,
+                            room=self._settings.max_mb * MEGABYTE)
         self._intake = EpisodeIntake(self, self._contract, live, self._settings.queue_mb * MEGABYTE)
         self._thread = threading.Thread(target=self._run, args=(self._training,), name='training', daemon=True)
         self._thread.start()

@@ -13,7 +13,7 @@ from rclpy.parameter import Parameter
 from rosgraph_msgs.msg import Clock
 from std_msgs.msg import String
 
-from flow_vla_ros import codecs, qos
+from flow_vla_ros import clock_tap, codecs, qos
 from flow_vla_ros.topic_taps import TopicTaps
 
 if TYPE_CHECKING:
@@ -37,6 +37,23 @@ def test_each_message_has_the_clock_before_it_though_all_are_taken_at_once(graph
     while len(received) < len(wanted) and time.monotonic() < end:
         taps.drain()
     assert received == wanted
+
+
+def test_a_clock_beside_silent_topics_fills_no_memory(graph: RosGraph) -> None:
+    node = graph.probe
+    node.set_parameters([Parameter('use_sim_time', value=True)])
+    received: list[int] = []
+    taps = TopicTaps(node, {'/words': 'std_msgs/msg/String'}, lambda *message: received.append(message[2]))
+    clock, words = graph.outbox(Clock, '/clock', qos.CLOCK, readers=2), graph.outbox(String, '/words', 100)
+    for step in range(1, 3 * clock_tap.DEPTH):
+        clock.publish(Clock(clock=codecs.to_time(step * SECOND)))
+        if step % 200 == 0:
+            taps.drain()
+    graph.spin_until(lambda: taps.drain() or node.get_clock().now().nanoseconds == step * SECOND)
+    assert len(taps._clock._told) <= clock_tap.DEPTH
+    words.publish(String(data='now'))
+    graph.spin_until(lambda: taps.drain() or received)
+    assert received == [step * SECOND]
 
 
 def test_in_real_time_it_is_the_time_of_receipt(graph: RosGraph) -> None:

@@ -13,6 +13,7 @@ import pytest
 from test_reading import acts
 
 from flow_vla_core.data.episode import Episode
+from flow_vla_core.data.frames import frame_bytes
 from flow_vla_core.data.live_episodes import DISCARDED, ENDED, INSTRUCTED, MARKED, STARTED, Heard, LiveEpisodes, Mark
 from flow_vla_core.data.reading import read_episode
 from flow_vla_core.types import Actor
@@ -150,6 +151,18 @@ def test_what_is_wrong_is_told(samples: list, reason: str) -> None:
     listener.live.mark(LAST, 1.0)
     listener.live.finish()
     assert listener.episodes == [] and listener.refused == [f'episode_000001: {reason}']
+
+
+def test_an_episode_that_nobody_ends_is_given_up_where_there_is_no_room() -> None:
+    listener = Listener(room=6 * frame_bytes(CONTRACT))
+    listener.live.mark(FIRST, 0.0)
+    time = listener.hear(steps(60))
+    assert listener.live._open._keeper._stretch is None, 'frames are kept for nothing'
+    listener.live.mark(replace(FIRST, id='second', stamp=START + 60 * DT), time + 1)
+    listener.hear(steps(6), time + 1)
+    listener.live.finish()
+    assert listener.refused == ['episode_000001: more than 6 frames, for which there is no room']
+    assert [len(episode) for episode in listener.episodes] == [6]
 
 
 def test_an_episode_that_lost_messages_is_given_up_and_the_next_one_is_whole() -> None:

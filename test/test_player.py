@@ -25,7 +25,7 @@ from std_srvs.srv import SetBool
 
 from flow_vla.msg import Episode
 from flow_vla_core.data.offers import Offer
-from flow_vla_ros import qos
+from flow_vla_ros import cli, qos
 from flow_vla_ros.codecs import from_time
 from flow_vla_ros.player import Keys, PlayerNode
 from flow_vla_ros.playing import is_command
@@ -179,6 +179,18 @@ def test_the_space_key_is_heard_and_the_terminal_put_back(monkeypatch: pytest.Mo
         keys.close()
         assert termios.tcgetattr(terminal) == before
     os.close(master)
+
+
+@pytest.mark.parametrize(('words', 'reason'), [
+    (('nowhere',), 'nowhere: no such file or folder'), (('.',), 'no bag at or below it'),
+    (('bag', '--rate', '0'), "'--rate'"), (('bag', '--start-offset', '-1'), "'--start-offset'"),
+    (('bag', '--clock', '-1'), "'--clock'")], ids=['missing', 'empty', 'rate', 'offset', 'clock'])
+def test_what_cannot_be_played_ends_with_two(words: tuple[str, ...], reason: str, tmp_path: Path,
+                                             monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        cli.main(['bags', 'play', *words])
+    assert end.value.code == 2 and reason in capsys.readouterr().err
 
 
 def test_the_command_plays_to_the_end(ros_environment: dict, bag: Path) -> None:

@@ -22,7 +22,7 @@ from test_recorder_node import CONTRACT, PARTS, SUCCESS, Rig, Robot
 
 from flow_vla.msg import ActionChunk, Episode, ExecutionStatus, RecorderStatus
 from flow_vla.srv import MarkEpisode
-from flow_vla_core.data import read_metadata
+from flow_vla_core.data import bag_writer, read_metadata
 from flow_vla_core.data.bag_reader import open_bag, read_bag
 from flow_vla_core.data.bag_repair import complaint
 from flow_vla_core.errors import Code, ConfigError
@@ -160,6 +160,31 @@ def test_recording_again_deletes_the_last_one_that_was_kept_and_no_other(graph: 
     assert rig.stop(keep=False).success
     assert ask(rig, 'rerecord').success, 'after one that was discarded nothing more is deleted'
     assert sorted(path.name for path in tmp_path.iterdir()) == ['episode_000001', 'episode_000002']
+
+
+def test_recording_again_goes_on_where_the_last_episode_was_moved_away(graph: RosGraph, tmp_path: Path) -> None:
+    rig = Rig(graph, tmp_path / 'bags')
+    rig.begin()
+    Path(rig.stop().path).rename(tmp_path / 'elsewhere')
+    assert ask(rig, 'rerecord').success
+    assert [path.name for path in (tmp_path / 'bags').iterdir()] == ['episode_000001']
+
+
+def test_an_episode_that_cannot_be_deleted_is_told(graph: RosGraph, tmp_path: Path,
+                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(graph, tmp_path)
+
+    def refuse(folder: Path) -> None:
+        raise PermissionError(13, 'Permission denied')
+
+    monkeypatch.setattr(bag_writer.shutil, 'rmtree', refuse)
+    rig.begin()
+    refused = rig.stop(keep=False)
+    assert (refused.success, refused.code) == (False, Code.WRITE_FAILED)
+    assert 'episode_000001: cannot be deleted: Permission denied' in refused.message
+    assert not list(tmp_path.rglob('*.mcap')), 'nothing is left that a repair would bring back'
+    rig.begin()
+    assert rig.stop().success
 
 
 def test_what_was_kept_before_the_activation_is_never_deleted(graph: RosGraph, tmp_path: Path) -> None:

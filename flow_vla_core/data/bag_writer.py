@@ -17,7 +17,7 @@ from flow_vla_core.data.mcap_file import COMPRESSIONS, McapFile
 from flow_vla_core.data.typestore import full_name, schema
 from flow_vla_core.errors import DataError, DiskFull, RecordError
 
-__all__ = ['COMPRESSIONS', 'MARKS', 'EpisodeWriter', 'Topic']
+__all__ = ['COMPRESSIONS', 'MARKS', 'EpisodeWriter', 'Topic', 'delete_bag']
 
 FLUSH_SECONDS = 0.25        # a part of what a crash may cost; the rest is on its way to here
 CHUNK_BYTES = 2 ** 20       # small enough for whoever reads a bag with random access
@@ -191,15 +191,31 @@ class EpisodeWriter:
             pass  # the description of the start is still there
 
     def discard(self) -> None:
-        """Delete the episode."""
+        """Delete the episode. Raise `RecordError` if that fails."""
         self._closed = True
         self._sink.close()
-        shutil.rmtree(self.folder)
+        delete_bag(self.folder)
 
     def _describe(self, sync: bool = True) -> None:
         counts = [(topic, self._counts[name]) for name, topic in self._topics.items()]
         part = FilePart(self.file.name, self._first, self._last, self.messages)
         write_description(self.folder, BagDescription([part], counts, self._hashes, self._metadata), sync)
+
+
+def delete_bag(folder: Path) -> None:
+    """Delete a bag, its data first: what is left when that is interrupted is taken for no bag, and not repaired.
+
+    Raises:
+        RecordError: if it can't be deleted; one that is not there is none.
+    """
+    try:
+        for path in folder.glob('*.mcap'):
+            path.unlink(missing_ok=True)
+        shutil.rmtree(folder)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise RecordError(f'{folder}: cannot be deleted: {error.strerror}') from error
 
 
 def _record_error(error: OSError, folder: Path) -> RecordError:

@@ -15,7 +15,7 @@ from flow_vla_core.data.alignment import AlignedFrame
 from flow_vla_core.errors import DataError, ObservationError
 from flow_vla_core.messages import decode_image, decode_state
 
-__all__ = ['FrameDecoder', 'Frames', 'GrowingArray', 'Rows', 'StretchKeeper']
+__all__ = ['FrameDecoder', 'Frames', 'GrowingArray', 'Rows', 'StretchKeeper', 'frame_bytes']
 
 
 @dataclass(frozen=True)
@@ -180,6 +180,12 @@ class StretchKeeper:
                 self._kept.discard()
             self.best, self._kept = self._stretch.finish(end), self._stretch
         self._stretch = None
+
+
+def frame_bytes(contract: RobotContract) -> int:
+    """Return what a frame takes in memory, without the Python objects around it."""
+    images = sum(camera.size[0] * camera.size[1] * camera.channels for camera in contract.cameras)
+    return images + 4 * (contract.state_dim + contract.action_dim)
 
 
 class _Stretch:

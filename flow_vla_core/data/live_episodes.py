@@ -13,7 +13,7 @@ import numpy as np
 from flow_vla_core.contract import RobotContract
 from flow_vla_core.data.alignment import STATUS_TOPIC, AlignedFrame, EpisodeAligner
 from flow_vla_core.data.episode import OUTCOMES, Episode
-from flow_vla_core.data.frames import FrameDecoder, Frames, GrowingArray, StretchKeeper
+from flow_vla_core.data.frames import FrameDecoder, Frames, GrowingArray, StretchKeeper, frame_bytes
 from flow_vla_core.data.typestore import typestore
 from flow_vla_core.errors import DataError
 
@@ -77,6 +77,8 @@ class LiveEpisodes:
         on_refused: gets the reason why one can't be used.
         settle: s.
         silence: s, after which an episode without marks has ended.
+        room: bytes that the frames of one episode may take; one that goes on for ever, because whoever marks its end
+            has died, is given up there.
 
     Example:
         >>> from flow_vla_core.contract import find_contract
@@ -89,9 +91,10 @@ gripper/command
     """
 
     def __init__(self, contract: RobotContract, on_episode: Callable[[Episode], None],
-                 on_refused: Callable[[str], None], settle: float = 0.25, silence: float = 2.0) -> None:
+                 on_refused: Callable[[str], None], settle: float = 0.25, silence: float = 2.0,
+                 room: int = 2 ** 32) -> None:
         self._contract, self._on_episode, self._on_refused = contract, on_episode, on_refused
-        self._settle, self._silence = settle, silence
+        self._settle, self._silence, self._room = settle, silence, room
         self._before: deque[Heard] = deque()
         self._words: str = ''
         self._open: _Open | None = None
@@ -150,7 +153,7 @@ gripper/command
     def abandon(self, reason: str) -> None:
         """Give up the present episode, if any: messages were lost."""
         if self._open is not None:
-            self._open.problem = self._open.problem or reason
+            self._open.give_up(reason)
 
     def finish(self) -> None:
         """End the present episode; nothing more will come."""
@@ -160,7 +163,7 @@ gripper/command
     def _begin(self, name: str, time: float, mark: Mark | None = None) -> None:
         self._count += 1
         name = name or f'heard_{self._count:06d}'
-        self._open = _Open(self._contract, name, time, self._settle, mark, self._words)
+        self._open = _Open(self._contract, name, time, self._settle, mark, self._words, self._room)
         for message in self._before:
             if mark is None or message.log_time >= mark.stamp or message.topic == STATUS_TOPIC:
                 self._open.hear(message)
@@ -180,13 +183,15 @@ class _Open:
     """Is an episode that is being heard."""
 
     def __init__(self, contract: RobotContract, name: str, began: float, settle: float, mark: Mark | None,
-                 words: str) -> None:
+                 words: str, room: int) -> None:
         self.name, self.began, self.marked, self._settle = name, began, mark is not None, settle
         self.problem = ''
         self._task, self._outcome = (mark.task, mark.outcome) if mark else ('', 0)
         self._aligner = EpisodeAligner(contract)
         decode = _decoder(contract)
-        self._keeper = StretchKeeper(contract, FrameDecoder(contract, _same_names(contract), decode), _in_memory)
+        self._decoder = FrameDecoder(contract, _same_names(contract), decode)
+        self._keeper = StretchKeeper(contract, self._decoder, _in_memory)
+        self._most, self._count = room // frame_bytes(contract), 0
         self._last, self._log_time = began, 0
         self._end: float | None = None
         self._until: int | None = None
@@ -237,9 +242,18 @@ class _Open:
     def _add(self, step: Callable[[], list[AlignedFrame]]) -> None:
         try:
             for frame in step():
+                self._count += 1
+                if self._count > self._most:
+                    raise DataError(f'more than {self._most} frames, for which there is no room')
                 self._keeper.add(frame)
         except DataError as error:
-            self.problem = self.problem or str(error)
+            self.give_up(str(error))
+
+    def give_up(self, reason: str) -> None:
+        """Take note of why this can't be used, and let go of what was kept."""
+        self.problem = self.problem or reason
+        self._aligner = EpisodeAligner(self._aligner.contract)
+        self._keeper = StretchKeeper(self._aligner.contract, self._decoder, _in_memory)
 
     def _episode(self, frames: Frames, words: str, whole: bool) -> Episode:
         if not words:
