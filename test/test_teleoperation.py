@@ -16,7 +16,8 @@ from flow_vla_core.errors import ChunkError, ConfigError, StateInvalid, StateNot
 from flow_vla_core.evaluation.audit import Audit
 from flow_vla_core.execution import ChunkFollower
 from flow_vla_core.teleoperation import Jog, JogSettings, Leader, LeaderSettings
-from flow_vla_core.teleoperation.jog import axes_of, ramp, shape
+from flow_vla_core.teleoperation.axes import axes_of
+from flow_vla_core.teleoperation.jog import ramp, shape
 from flow_vla_core.teleoperation.leader import Joint
 from flow_vla_core.teleoperation.settings import Initial
 

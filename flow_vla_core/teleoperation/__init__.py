@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from flow_vla_core.teleoperation.jog import Jog, axes_of
+from flow_vla_core.teleoperation.axes import axes_of
+from flow_vla_core.teleoperation.jog import Jog
 from flow_vla_core.teleoperation.keys import HeldKeys, KeyboardSettings, key_names
 from flow_vla_core.teleoperation.leader import Leader, LeaderSettings
 from flow_vla_core.teleoperation.pad import JoystickSettings, Pad

@@ -12,13 +12,13 @@ from flow_vla_core.errors import StreamMissing
 from flow_vla_core.execution import rotations
 from flow_vla_core.execution.interpolation import rotation_of
 from flow_vla_core.execution.limits import RATES
-from flow_vla_core.execution.rate_limits import workspace
+from flow_vla_core.teleoperation.axes import axes_of, largest_rates, ranges
+from flow_vla_core.teleoperation.chunks import ChunkSeries
 from flow_vla_core.teleoperation.settings import JogSettings, check_axes
 from flow_vla_core.types import ActionChunk
 
-__all__ = ['Jog', 'axes_of', 'ramp', 'shape']
+__all__ = ['Jog', 'ramp', 'shape']
 
-LONGEST = 0.25      # s between two chunks that are bridged
 BRISK = 0.8         # of the acceleration: the rest is for following
 FASTER, SLOWEST = 1.25, 0.02
 
@@ -52,18 +52,16 @@ class Jog:
         self._settings = settings = settings or JogSettings()
         self.axes = axes_of(contract)
         check_axes((initial.axis for initial in settings.initial), self.axes, 'jog.initial')
-        self._contract, self._dt = contract, contract.rates.policy_dt
-        self._horizon = max(2, math.ceil(settings.reach / self._dt - 1e-9))
+        self._series = ChunkSeries(contract, settings.reach)
         self.speed = settings.speed
-        self._top = np.concatenate([_top(part, settings.travel, self._dt) for part in contract.actions])
+        self._top = largest_rates(contract, settings.travel)
         self._acceleration = np.concatenate([_acceleration(part) for part in contract.actions])
         kinds = np.concatenate([[part.kind] * part.dim for part in contract.actions])
         self._rates, self._grippers = np.isin(kinds, RATES), kinds == 'gripper'
-        self._low, self._high = _ranges(contract)
-        self._steps = np.where(kinds == 'ee_delta', self._dt, 1.0)
+        self._low, self._high = ranges(contract)
+        self._steps = np.where(kinds == 'ee_delta', self._series.step, 1.0)
         places = zip(contract.actions, contract.action_slices.values())
         self._turns = [place.start + turn for part, place in places if (turn := rotation_of(part)) is not None]
-        self._id = 0
         self.stop()
 
     @property
@@ -97,13 +95,12 @@ class Jog:
         self._goal = np.clip(goal, self._low, self._high)
         self._rate = np.zeros(len(goal)) if rates is None else np.where(np.isfinite(rates), rates, 0.0)
         self._rate[self._rates | self._grippers] = 0
-        self._now = None
+        self._series.begin_anew()
 
     def stop(self) -> None:
         """Forget where the robot is: `start` comes next."""
         self._goal: np.ndarray | None = None
         self._rate = np.zeros(len(self.axes))
-        self._now: int | None = None
 
     def chunk(self, deflections: Mapping[str, float], now: int, measured: np.ndarray | None = None,
               commanded: np.ndarray | None = None) -> ActionChunk:
@@ -116,18 +113,15 @@ class Jog:
             commanded: (A,) last commands, NaN where unknown.
         """
         wish = self._wish(deflections)
-        elapsed = 0.0 if self._now is None else min(max((now - self._now) * 1e-9, 0.0), LONGEST)
-        self._now, self._id = now, self._id + 1
-        way, self._rate = ramp(self._rate, wish, self._acceleration, elapsed)
+        way, self._rate = ramp(self._rate, wish, self._acceleration, self._series.elapsed(now))
         self._goal = self._moved(self._goal, way)
         for reference in (measured, commanded):
             if reference is not None:
                 self._goal = self._leashed(self._goal, reference)
-        rows = [self._moved(self._goal, ramp(self._rate, wish, self._acceleration, step * self._dt)[0])
-                for step in range(self._horizon)]
+        rows = [self._moved(self._goal, ramp(self._rate, wish, self._acceleration, step * self._series.step)[0])
+                for step in range(self._series.horizon)]
         actions = np.where(self._rates, wish * self._steps, np.stack(rows))
-        return ActionChunk(now, self._contract.rates.policy_dt_ns, np.clip(actions, self._low, self._high).astype(
-            np.float32), self._id, confidence=1.0)
+        return self._series.make(now, np.clip(actions, self._low, self._high))
 
     def _wish(self, deflections: Mapping[str, float]) -> np.ndarray:
         """Compute the velocities (A,) that deflections ask for."""
@@ -159,11 +153,6 @@ class Jog:
         return near
 
 
-def axes_of(contract: RobotContract) -> list[str]:
-    """Return the names of the values of the action vector, ``PART.NAME``, in order."""
-    return [f'{part.name}.{name}' for part in contract.actions for name in part.names]
-
-
 def shape(deflection: float, dead_zone: float, expo: float) -> float:
     r"""Shape a deflection: :math:`(1 - e) u + e u^3` of what is left of it beyond the dead zone; 0 if not finite.
 
@@ -190,31 +179,8 @@ def ramp(rate: np.ndarray, wish: np.ndarray, acceleration: np.ndarray, time: flo
     return part * (rate + change * share / 2) + wish * (time - part), np.where(share >= 1, wish, rate + change * share)
 
 
-def _top(part: ActionPart, travel: float, step: float) -> np.ndarray:
-    """Return the largest velocities (n,) of a part, unit/s."""
-    limits = part.limits
-    if limits.velocity is not None:
-        return np.array(limits.velocity)
-    if part.kind == 'ee_delta':
-        return np.maximum(np.abs(limits.min), np.abs(limits.max)) / step
-    return (np.array(limits.max) - np.array(limits.min)) / travel
-
-
 def _acceleration(part: ActionPart) -> np.ndarray:
     """Return how fast velocities (n,) of positions may change; infinite for those that the executor smooths alone."""
     if part.kind in (*RATES, 'gripper') or part.limits.acceleration is None:
         return np.full(part.dim, np.inf)
     return BRISK * np.array(part.limits.acceleration)
-
-
-def _ranges(contract: RobotContract) -> tuple[np.ndarray, np.ndarray]:
-    """Return the ends (A,) of what may be commanded: of range, largest velocity and workspace, whatever is nearest."""
-    low, high = [], []
-    for part in contract.actions:
-        limits = part.limits
-        ends = workspace(part) if part.kind == 'ee_pose' else np.outer([-np.inf, np.inf], np.ones(part.dim))
-        if part.kind in ('ee_twist', 'joint_velocity'):
-            ends = np.outer([-1, 1], limits.velocity)
-        low.append(ends[0] if limits.min is None else np.maximum(limits.min, ends[0]))
-        high.append(ends[1] if limits.max is None else np.minimum(limits.max, ends[1]))
-    return np.concatenate(low), np.concatenate(high)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from flow_vla_core.contract import RobotContract
 from flow_vla_core.errors import ConfigError
-from flow_vla_core.teleoperation.jog import axes_of
+from flow_vla_core.teleoperation.axes import axes_of
 from flow_vla_core.teleoperation.settings import Function, JogSettings, check_axes, check_function, check_range
 
 __all__ = ['HeldKeys', 'Key', 'KeyboardSettings', 'MotionKeys', 'key_names', 'usual_keys', 'usual_motion']

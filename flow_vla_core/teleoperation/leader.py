@@ -8,15 +8,15 @@ import math
 
 import numpy as np
 
-from flow_vla_core.contract import ActionPart, RobotContract
+from flow_vla_core.contract import RobotContract
 from flow_vla_core.errors import ConfigError, StateInvalid, StateNotFinite, StreamMissing, closest
-from flow_vla_core.teleoperation.jog import axes_of
+from flow_vla_core.teleoperation.axes import axes_of, largest_rates, ranges
+from flow_vla_core.teleoperation.chunks import ChunkSeries
 from flow_vla_core.teleoperation.settings import check_axes, check_range
 from flow_vla_core.types import ActionChunk
 
 __all__ = ['Joint', 'Leader', 'LeaderSettings', 'usual_joints']
 
-LONGEST = 0.25   # s between two chunks that are bridged
 MET = 1e-3       # of the way of a second at the largest velocity: so near the leader has been met
 TRAVEL = 0.5     # s from one end to the other of a value without a velocity limit
 
@@ -110,12 +110,9 @@ class Leader:
         self._joints = {joint.moves: joint for joint in joints}
         if missing := [axis for axis in self.axes if axis not in self._joints]:
             raise ConfigError(f'joints: nothing moves {missing[0]}')
-        limits = [part.limits for part in contract.actions]
-        self._low, self._high = (np.concatenate([getattr(limit, key) for limit in limits]) for key in ('min', 'max'))
-        self._top = np.concatenate([_top(part) for part in contract.actions])
-        self._dt = contract.rates.policy_dt
-        self._horizon = max(2, math.ceil(self._settings.reach / self._dt - 1e-9))
-        self._id = 0
+        self._low, self._high = ranges(contract)
+        self._top = largest_rates(contract, TRAVEL)
+        self._series = ChunkSeries(contract, self._settings.reach)
         self.stop()
 
     @property
@@ -152,25 +149,24 @@ class Leader:
             raise StateInvalid(f'leader and robot are too far apart: {self.axes[worst]} by {apart[worst]:.3g}; '
                                f'allowed: {self._settings.near:g}')
         self._goal = np.clip(robot, self._low, self._high)
-        self._met, self._now, self._rate = bool((apart <= self._settings.near).all()), None, np.zeros(len(robot))
+        self._met, self._rate = bool((apart <= self._settings.near).all()), np.zeros(len(robot))
+        self._series.begin_anew()
 
     def stop(self) -> None:
         """Follow no more."""
         self._goal: np.ndarray | None = None
-        self._met, self._now = False, None
+        self._met = False
 
     def chunk(self, target: np.ndarray, now: int) -> ActionChunk:
         """Make the chunk for a time, ns, from the leader's values (A,)."""
-        elapsed = 0.0 if self._now is None else min(max((now - self._now) * 1e-9, 0.0), LONGEST)
-        self._now, self._id = now, self._id + 1
+        elapsed = self._series.elapsed(now)
         pace = self._top * (1.0 if self._met else self._settings.blend)
         before, self._goal = self._goal, self._goal + np.clip(target - self._goal, -pace * elapsed, pace * elapsed)
         self._met = self._met or bool((np.abs(target - self._goal) <= MET * self._top).all())
         if elapsed > 0:
             self._rate = (self._goal - before) / elapsed
-        steps = np.minimum(np.arange(self._horizon), 1)[:, None] * self._dt
-        rows = np.clip(self._goal + steps * self._rate, self._low, self._high)
-        return ActionChunk(now, self._contract.rates.policy_dt_ns, rows.astype(np.float32), self._id, confidence=1.0)
+        steps = np.minimum(np.arange(self._series.horizon), 1)[:, None] * self._series.step
+        return self._series.make(now, np.clip(self._goal + steps * self._rate, self._low, self._high))
 
     def _mapped(self, axis: str, positions: Mapping[str, float]) -> float:
         joint, index = self._joints[axis], self.axes.index(axis)
@@ -196,10 +192,3 @@ class Leader:
 def usual_joints(contract: RobotContract) -> tuple[Joint, ...]:
     """Let each of the leader's joints move the robot's of the same name."""
     return tuple(Joint(name, f'{part.name}.{name}') for part in contract.actions for name in part.names)
-
-
-def _top(part: ActionPart) -> np.ndarray:
-    """Return the largest velocities (n,) of a part, unit/s."""
-    if part.limits.velocity is not None:
-        return np.array(part.limits.velocity)
-    return (np.array(part.limits.max) - np.array(part.limits.min)) / TRAVEL
