@@ -11,8 +11,8 @@ import zlib
 from flow_vla_core.data.compression import decompress
 from flow_vla_core.errors import DataError
 
-__all__ = ['CHANNEL', 'CHUNK', 'CHUNK_INDEX', 'DATA_END', 'FOOTER', 'MAGIC', 'MESSAGE', 'METADATA', 'PREFIX', 'SCHEMA',
-           'Channel', 'Schema', 'Span', 'parse_channel', 'parse_chunk', 'parse_chunk_index',
+__all__ = ['CHANNEL', 'CHUNK', 'CHUNK_INDEX', 'DATA_END', 'FOOTER', 'MAGIC', 'MESSAGE', 'MESSAGE_HEAD', 'METADATA',
+           'PREFIX', 'SCHEMA', 'Channel', 'Schema', 'Span', 'parse_channel', 'parse_chunk', 'parse_chunk_index',
            'parse_message', 'parse_metadata', 'parse_schema', 'parse_times', 'records']
 
 MAGIC = b'\x89MCAP0\r\n'

@@ -14,13 +14,13 @@ from mcap.opcode import Opcode
 from mcap.records import Attachment, Channel, Chunk, ChunkIndex, McapRecord, Metadata, MetadataIndex, Schema
 from mcap.writer import MCAP0_MAGIC
 
+from flow_vla_core.data.compression import decompress
+from flow_vla_core.data.mcap_records import MESSAGE_HEAD, PREFIX, records
 from flow_vla_core.data.mcap_summary import McapIndex, MessageTimes
 from flow_vla_core.errors import DataError
 
 __all__ = ['DamagedRecord', 'OpenedChunk', 'RawRecord', 'Scan', 'open_chunk', 'parse', 'scan', 'walk']
 
-HEAD = struct.Struct('<BQ')
-MESSAGE = struct.Struct('<HIQQ')
 WANTED = (Opcode.SCHEMA, Opcode.CHANNEL, Opcode.MESSAGE, Opcode.CHUNK, Opcode.MESSAGE_INDEX, Opcode.ATTACHMENT,
           Opcode.METADATA)
 LIMIT = 2 ** 31  # bytes; a longer record can only come from damage
@@ -89,9 +89,9 @@ def walk(file: BinaryIO) -> Iterator[RawRecord]:
         raise DataError('not an MCAP file')
     position = len(magic)
     while position < size:
-        head = file.read(HEAD.size)
-        opcode, length = HEAD.unpack(head) if len(head) == HEAD.size else (0, 0)
-        end = position + HEAD.size + length
+        head = file.read(PREFIX.size)
+        opcode, length = PREFIX.unpack(head) if len(head) == PREFIX.size else (0, 0)
+        end = position + PREFIX.size + length
         if not (Opcode.HEADER <= opcode <= Opcode.DATA_END or opcode >= 0x80) or end > size or length > LIMIT:
             yield RawRecord(0, b'', position, size)
             return
@@ -117,9 +117,9 @@ def open_chunk(record: RawRecord) -> OpenedChunk:
     """Read a chunk and all that is in it. Raise `DamagedRecord` unless every byte is as it was written."""
     try:
         chunk = Chunk.read(ReadDataStream(BytesIO(record.data)))
-        data = _decompress(chunk)
-        if len(data) != chunk.uncompressed_size or chunk.uncompressed_crc not in (0, zlib.crc32(data)):
-            raise DataError('size or checksum differ')
+        data = decompress(chunk.data, chunk.compression, chunk.uncompressed_size)
+        if chunk.uncompressed_crc not in (0, zlib.crc32(data)):
+            raise DataError('the checksum differs')
         return OpenedChunk(chunk, *_contents(data))
     except Exception as error:  # damaged bytes make parser and decompressors raise anything
         raise DamagedRecord(f'chunk at {record.start}: {error}') from error
@@ -170,7 +170,7 @@ def _note(result: Scan, record: RawRecord) -> None:
         parse(record, Attachment)
         result.loose = True
     elif record.opcode == Opcode.MESSAGE:
-        if len(record.data) < MESSAGE.size or MESSAGE.unpack_from(record.data)[0] not in index.channels:
+        if len(record.data) < MESSAGE_HEAD.size or MESSAGE_HEAD.unpack_from(record.data)[0] not in index.channels:
             raise DamagedRecord(f'message at {record.start}')
         result.loose = True
     elif record.opcode == Opcode.CHUNK:
@@ -213,34 +213,16 @@ def _close_chunk(result: Scan) -> None:
         result.unindexed.append(number)
 
 
-def _decompress(chunk: Chunk) -> bytes:
-    if chunk.uncompressed_size > LIMIT:
-        raise DataError(f'{chunk.uncompressed_size} bytes are too many')
-    if chunk.compression == 'lz4':
-        from lz4.frame import decompress
-        return decompress(chunk.data)
-    if chunk.compression == 'zstd':
-        from zstandard import ZstdDecompressor
-        return ZstdDecompressor().decompress(chunk.data, max_output_size=chunk.uncompressed_size)
-    if chunk.compression:
-        raise DataError(f'compression {chunk.compression!r} is not known')
-    return chunk.data
-
-
 def _contents(data: bytes) -> tuple[dict[int, list[tuple[int, int]]], tuple[Schema, ...], tuple[Channel, ...]]:
     times: dict[int, list[tuple[int, int]]] = {}
-    schemas, channels, position = [], [], 0
-    while position < len(data):
-        opcode, length = HEAD.unpack_from(data, position)
-        start, end = position + HEAD.size, position + HEAD.size + length
-        if end > len(data):
-            raise DataError('a record is longer than its chunk')
+    schemas, channels = [], []
+    for opcode, start, end in records(data):
+        position = start - PREFIX.size
         if opcode == Opcode.MESSAGE:
-            channel, _, log_time, _ = MESSAGE.unpack_from(data, start)
+            channel, _, log_time, _ = MESSAGE_HEAD.unpack_from(data, start)
             times.setdefault(channel, []).append((log_time, position))
         elif opcode == Opcode.SCHEMA:
             schemas.append(parse(RawRecord(opcode, data[start:end], position, end), Schema))
         elif opcode == Opcode.CHANNEL:
             channels.append(parse(RawRecord(opcode, data[start:end], position, end), Channel))
-        position = end
     return times, tuple(schemas), tuple(channels)
