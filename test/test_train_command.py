@@ -163,11 +163,21 @@ def test_bags_are_chosen_by_their_outcome(bags: Path, tmp_path: Path) -> None:
         choose_bags([bags], ['unknown'])
 
 
-def test_settings_and_names_are_checked_before_any_bag_is_read(bags: Path, settings: str, tmp_path: Path) -> None:
+def test_settings_and_names_are_checked_before_any_bag_is_read(bags: Path, settings: str, tmp_path: Path,
+                                                               monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="no settings 'metawolrd'.*metaworld"):
         train('metaworld', [bags], tmp_path / 'run', 'metawolrd')
     with pytest.raises(ContractError, match='metawolrd.*metaworld'):
         train('metawolrd', [bags], tmp_path / 'run', settings)
+    with pytest.raises(ConfigError, match='seed: -1; allowed: 0 or above'):
+        train('metaworld', [bags], tmp_path / 'run', settings, seed=-1)
+    (tmp_path / 'file').touch()
+    with pytest.raises(ConfigError, match='file/run: .*file is no folder'):
+        train('metaworld', [bags], tmp_path / 'file' / 'run', settings)
+    monkeypatch.setattr(os, 'access', lambda path, mode: path != tmp_path)
+    with pytest.raises(ConfigError, match='run: .* can not be written'):
+        train('metaworld', [bags], tmp_path / 'run', settings)
+    monkeypatch.undo()
     with pytest.raises(ConfigError, match="'gpu'.*cpu"):
         train('metaworld', [bags], tmp_path / 'run', settings, device='gpu')
 

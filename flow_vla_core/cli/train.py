@@ -66,8 +66,8 @@ def train(
     outcome: Annotated[list[str] | None, typer.Option(
         help='Train on episodes with this outcome, by default success; may be repeated.')] = None,
     skip_unusable: Annotated[bool, typer.Option(help='Leave out bags that cannot be read, and say why.')] = False,
-    threads: Annotated[int, typer.Option(help='Threads of torch; 0 shares all cores among the processes.')] = 0,
-    workers: Annotated[int, typer.Option(help='Processes that read bags; 0 takes all cores.')] = 0,
+    threads: Annotated[int, typer.Option(min=0, help='Threads of torch; 0 shares all cores among the processes.')] = 0,
+    workers: Annotated[int, typer.Option(min=0, help='Processes that read bags; 0 takes all cores.')] = 0,
     device: Annotated[str, typer.Option(help='auto, cpu or cuda.')] = 'auto',
     cache: Annotated[str | None, typer.Option(
         help="Folder in which decoded bags are kept, by default the user's own cache; '' keeps none.")] = None,
@@ -187,8 +187,10 @@ def _cache(folder: str | None, limit: float) -> EpisodeCache | None:
 
 
 def _check_folder(out: Path, resume: bool) -> None:
-    there = (out / RESUME).exists()
-    if there and not resume:
+    existing = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise ConfigError(f'{out}: {existing} {"can not be written" if existing.is_dir() else "is no folder"}')
+    if (out / RESUME).exists() and not resume:
         raise ConfigError(f'{out} holds a run already; go on with --resume, or choose another folder')
 
 

@@ -13,7 +13,7 @@ __all__ = ['ActorWeights', 'LoopConfig', 'OutcomeWeights', 'TrainConfig']
 POSITIVE = ('steps', 'batch_size', 'accumulate', 'learning_rate', 'clip', 'validate_every', 'validation_batches',
             'checkpoint_every', 'checkpoint_minutes', 'log_every')
 SHARES = ('weight_decay', 'final_rate', 'average', 'holdout')
-NOT_NEGATIVE = ('warm_up', 'shift', 'state_noise', 'prefetch', 'patience')
+NOT_NEGATIVE = ('warm_up', 'shift', 'state_noise', 'prefetch', 'patience', 'seed')
 
 
 @dataclass(frozen=True)
