@@ -35,8 +35,10 @@ RECORD = _profile(1000)
 
 
 def for_recording(node: Node, topic: str) -> QoSProfile:
-    """Return `RECORD`, weakened to what every present publisher of a topic offers."""
-    offers = [info.qos_profile for info in node.get_publishers_info_by_topic(topic)]
+    """Return `RECORD`, weakened to what every present publisher of a topic offers, those of the node left out."""
+    own = node.get_name(), node.get_namespace()
+    offers = [info.qos_profile for info in node.get_publishers_info_by_topic(topic)
+              if (info.node_name, info.node_namespace) != own]
     reliable = all(offer.reliability != ReliabilityPolicy.BEST_EFFORT for offer in offers)
     latched = bool(offers) and all(offer.durability == DurabilityPolicy.TRANSIENT_LOCAL for offer in offers)
     return _profile(RECORD.depth, reliable=reliable, latched=latched)

@@ -15,7 +15,7 @@ class Words:
     """Follows the words that are in force on the graph, and changes them.
 
     Words are latched: a policy that comes late gets the last ones of every publisher, in any order. So whoever hears
-    others than those it has said itself gives up its publisher, and words that no longer hold go with it.
+    others than those it has said itself gives up its publisher for a new one, and words that no longer hold go with it.
 
     Args:
         node: hosts publisher and subscription.
@@ -29,14 +29,13 @@ class Words:
         self._node, self._topic = node, topic
         self.in_force = ''
         self._said: str | None = None  # not yet heard back: what comes meanwhile was said before
-        self._publisher: Publisher | None = None
+        self._has_spoken, self._publisher = False, self._make_publisher()
         node.create_subscription(String, topic, self._hear, qos.LATCHED_STATE)
 
     def say(self, words: str) -> None:
         """Put words in force."""
         self._said = self.in_force = words
-        if self._publisher is None:
-            self._publisher = self._node.create_publisher(String, self._topic, qos.LATCHED)
+        self._has_spoken = True
         self._publisher.publish(String(data=words))
 
     def _hear(self, message: String) -> None:
@@ -47,6 +46,9 @@ class Words:
             self._withdraw()
 
     def _withdraw(self) -> None:
-        if self._publisher is not None:
+        if self._has_spoken:
             self._node.destroy_publisher(self._publisher)
-            self._publisher = None
+            self._has_spoken, self._publisher = False, self._make_publisher()
+
+    def _make_publisher(self) -> Publisher:
+        return self._node.create_publisher(String, self._topic, qos.LATCHED)
