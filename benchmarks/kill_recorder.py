@@ -40,7 +40,8 @@ def measure(
     is worst off. Ends with exit code 1 if it was more than 1 s once, or a bag did not open or read into an episode.
     """
     prepare_environment()
-    shutil.rmtree(out, ignore_errors=True)
+    for name in ('bags', 'logs'):
+        shutil.rmtree(out / name, ignore_errors=True)
     moments, rows = random.Random(seed), []
     for _ in range(kills):
         began = time.monotonic()

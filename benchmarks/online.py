@@ -70,9 +70,10 @@ def measure(
     robot = RobotContract.load(find_contract(contract))
     names = tuple(tasks.split(','))
     plan = Plan('', robot, names, episodes, UNSEEN_SEED, settings=DirectSettings(max_steps=max_steps_of(robot)))
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
     played = choose(bags, names, demonstrations)
+    out.mkdir(parents=True, exist_ok=True)
+    for name in ('run', 'logs'):
+        shutil.rmtree(out / name, ignore_errors=True)
     with training(plan, out, played, rate, checkpoint_every, config or write_settings(out)) as course:
         acted, follower, spans = act(plan, out, course, 60 * minutes)
         last = Path(follower.checkpoint)
