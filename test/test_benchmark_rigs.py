@@ -43,6 +43,14 @@ def test_only_chunks_of_one_stretch_follow_each_other(tmp_path: Path) -> None:
     assert read_chunks(trace, []).shape == (0, 2)
 
 
+def test_a_long_curve_is_put_together_from_means() -> None:
+    from rigs.online import thin
+    points = [{'step': number, 'loss': float(number)} for number in range(1, 6)]
+    assert thin(points, 3) == [{'step': 2, 'loss': 1.5}, {'step': 4, 'loss': 3.5}, {'step': 5, 'loss': 5.0}]
+    assert thin(points, 5) == points
+    assert thin([], 3) == []
+
+
 def test_bags_of_the_wanted_tasks_are_played_in_turns(tmp_path: Path) -> None:
     from online import choose
     for number, task in enumerate(('open#1', 'open#2', 'close#1', 'other#1', 'open#3'), 1):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 import math
 import os
 from pathlib import Path
+from statistics import fmean
 import threading
 import time
 
@@ -22,7 +23,7 @@ from flow_vla_core.errors import FlowVLAError
 from flow_vla_ros import qos
 from flow_vla_ros.bringup import ManagedProcesses
 
-__all__ = ['Course', 'Follower', 'ros_domain']
+__all__ = ['Course', 'Follower', 'ros_domain', 'thin']
 
 END_SECONDS = 120.0  # until a trainer has saved
 
@@ -93,9 +94,9 @@ class Course(Listener):
         self.wait_until(lambda: self._is_told(self.status.step), END_SECONDS, 'the last checkpoint')
         return self.announced[-1]
 
-    def curve(self) -> list[dict[str, float]]:
-        """Return what was heard of each step: seconds since the start, step, loss, episodes and frames."""
-        return [self._points[step] for step in sorted(self._points)]
+    def curve(self, most: int = 50) -> list[dict[str, float]]:
+        """Return seconds since the start, step, loss, episodes and frames at as many times; losses are means."""
+        return thin([self._points[step] for step in sorted(self._points)], most)
 
     def _is_told(self, step: int) -> bool:
         return bool(self.announced) and int(Path(self.announced[-1]).name.removeprefix('step_')) == step
@@ -116,6 +117,13 @@ class Course(Listener):
             self.becomes_true(self._ending.is_set, math.inf)
         except FlowVLAError as error:
             self._failure = error
+
+
+def thin(points: Sequence[Mapping[str, float]], most: int) -> list[dict[str, float]]:
+    """Put neighbours together until there are no more than ``most``: the last one's values, the mean of the losses."""
+    size = math.ceil(len(points) / most)
+    groups = [points[start:start + size] for start in range(0, len(points), size or 1)]
+    return [{**group[-1], 'loss': round(fmean(point['loss'] for point in group), 5)} for group in groups]
 
 
 class Follower:
