@@ -10,7 +10,8 @@ ARGS ?=
 export PYTHON TORCH TORCH_ARGS VENV_ARGS
 
 BIN := $(CURDIR)/.venv/bin
-# Those that need nothing else; the ones beside lerobot need an environment of its own, see benchmarks/README.md.
+# Those that need nothing else: online needs bags, the ones beside lerobot an environment of its own; see
+# benchmarks/README.md.
 BENCHES := bounds control_loop densities engine flows fuzz_bags hot_swap kill_recorder matching player read_bags \
            recorder recorder_sim seams stops straightness training
 

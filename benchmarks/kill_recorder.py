@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-import json
 import os
 from pathlib import Path
 import random
@@ -11,18 +9,18 @@ import shutil
 import time
 from typing import Annotated
 
-from mcap.reader import make_reader
 import numpy as np
-from recording_rig import RecordingRig, plain_write_rate
 from rich.console import Console
 from rich.table import Table
+from rigs.recorded import recorded_stamps
+from rigs.recording_rig import RecordingRig, plain_write_rate
+from rigs.results import finish
 from rosbags.rosbag2 import Reader
 import typer
 
 from flow_vla_core.data import read_episode
 from flow_vla_core.data.bag_repair import repair_bag
 from flow_vla_core.errors import DataError
-from flow_vla_core.evaluation.report import Machine, git_state
 from flow_vla_ros.bringup import prepare_environment
 
 
@@ -37,23 +35,26 @@ def measure(
 ) -> None:
     """Record 3 cameras and joint states, ``kill -9`` the recorder, repair, read; again and again.
 
+    Robot and recorder are new in each round: publishers keep a killed reader until its lease ends, and wait for it.
     Lost is the time from the newest stamp published before the kill to the newest that can be read, over the topic that
     is worst off. Ends with exit code 1 if it was more than 1 s once, or a bag did not open or read into an episode.
     """
     prepare_environment()
-    shutil.rmtree(out, ignore_errors=True)
+    for name in ('bags', 'logs'):
+        shutil.rmtree(out / name, ignore_errors=True)
     moments, rows = random.Random(seed), []
-    with RecordingRig(out, 3.0, compression=compression, sync=sync, repair=False) as rig:
-        for _ in range(kills):
-            rows.append(kill_once(rig, moments.uniform(least, most)))
-            Console().print(rows[-1])
+    for _ in range(kills):
+        began = time.monotonic()
+        with RecordingRig(out, 3.0, compression=compression, sync=sync, repair=False) as rig:
+            found = kill_once(rig, moments.uniform(least, most))
+        rows.append({**found, 'round_seconds': round(time.monotonic() - began, 1)})
+        Console().print(rows[-1])
     worst = max(row['lost_seconds'] for row in rows)
-    good = worst <= 1.0 and all(row['opens'] and row['trains'] for row in rows)
-    values = {'rows': rows, 'worst_lost_seconds': worst, 'all_open_and_train': good, 'load': os.getloadavg()[0],
-              'plain_write_mb_s': round(plain_write_rate(out), 1), 'git_commit': git_state()[0],
-              'machine': asdict(Machine.here())}
-    (out / 'kill_recorder.json').write_text(json.dumps(values, indent=2) + '\n')
+    usable = all(row['opens'] and row['trains'] for row in rows)
     show(rows)
+    finish({'rows': rows, 'worst_lost_seconds': worst, 'all_open_and_train': usable,
+            'plain_write_mb_s': round(plain_write_rate(out), 1)}, out / 'kill_recorder.json')
+    good = usable and worst <= 1.0
     raise SystemExit(0 if good else 1)
 
 
@@ -67,8 +68,8 @@ def kill_once(rig: RecordingRig, seconds: float) -> dict[str, float | int | bool
     process.wait()
     published = {topic: max(stamp for stamp in stamps if stamp <= killed) for topic, stamps in rig.published().items()}
     repaired = repair_bag(folder)
-    found, opens = newest(folder), opens_with_rosbags(folder)
-    behind = {topic: (stamp - found.get(topic, 0)) / 1e9 for topic, stamp in published.items()}
+    found, opens = recorded_stamps(folder), opens_with_rosbags(folder)
+    behind = {topic: (stamp - max(found.get(topic, {0}))) / 1e9 for topic, stamp in published.items()}
     worst = max(behind, key=behind.get)
     steps = trains(rig, folder)
     shutil.rmtree(folder)
@@ -76,16 +77,6 @@ def kill_once(rig: RecordingRig, seconds: float) -> dict[str, float | int | bool
     return {'seconds': round(seconds, 2), 'lost_seconds': round(lost, 3), 'topic': worst, 'opens': opens,
             'trains': steps > 0, 'steps': steps, 'messages': repaired.messages, 'cut_bytes': repaired.cut,
             'load': round(os.getloadavg()[0], 1)}
-
-
-def newest(bag: Path) -> dict[str, int]:
-    """Read a bag with mcap's own reader, by its index: topic -> newest header stamp, ns."""
-    stamps: dict[str, int] = {}
-    for path in bag.glob('*.mcap'):
-        with path.open('rb') as file:
-            for _, channel, message in make_reader(file, validate_crcs=True).iter_messages():
-                stamps[channel.topic] = max(message.publish_time, stamps.get(channel.topic, 0))
-    return stamps
 
 
 def opens_with_rosbags(bag: Path) -> bool:
@@ -108,7 +99,8 @@ def trains(rig: RecordingRig, bag: Path) -> int:
 def show(rows: list[dict]) -> None:
     """Print a table."""
     table = Table(title='kill -9 while recording 3 x 640x480 rgb8 at 30 Hz and joints at 200 Hz')
-    columns = ('seconds', 'lost_seconds', 'topic', 'opens', 'trains', 'steps', 'messages', 'cut_bytes', 'load')
+    columns = ('seconds', 'lost_seconds', 'topic', 'opens', 'trains', 'steps', 'messages', 'cut_bytes', 'load',
+               'round_seconds')
     for column in columns:
         table.add_column(column.replace('_', ' '), justify='right')
     for row in rows:

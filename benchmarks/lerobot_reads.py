@@ -26,7 +26,7 @@ from flow_vla_core.errors import FlowVLAError
 
 __all__ = ['call_lerobot', 'differences', 'write_expected']
 
-SIDE = Path(__file__).with_name('lerobot_side.py')
+SIDE = Path(__file__).parent / 'rigs' / 'lerobot_side.py'
 
 
 def call_lerobot(python: Path, order: str, dataset: Path, **options: Any) -> dict[str, Any]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-import json
 import os
 from pathlib import Path
 import tempfile
@@ -14,12 +12,12 @@ import numpy as np
 import psutil
 from rich.console import Console
 from rich.table import Table
+from rigs.results import finish
 import typer
 
 from flow_vla_core.data.bag_writer import EpisodeWriter, Topic
 from flow_vla_core.data.playback import PlayClock, Player, Playlist
 from flow_vla_core.data.read_ahead import ReadAhead
-from flow_vla_core.evaluation.report import Machine, git_state
 from flow_vla_ros.bringup import prepare_environment
 
 TOPICS = {'/camera/image': ('sensor_msgs/msg/Image', 30, 640 * 480 * 3), '/joints': ('std_msgs/msg/String', 200, 200)}
@@ -28,7 +26,7 @@ TOPICS = {'/camera/image': ('sensor_msgs/msg/Image', 30, 640 * 480 * 3), '/joint
 def measure(
     seconds: Annotated[float, typer.Option(min=1, help='length of the bag')] = 60.0,
     rates: Annotated[str, typer.Option(help='comma-separated rates')] = '1,4',
-    out: Annotated[Path | None, typer.Option(help='JSON file of the results')] = None,
+    out: Annotated[Path, typer.Option(help='JSON file of the results')] = Path('out/benchmarks/player.json'),
 ) -> None:
     """Write a bag with a camera of 640x480 at 30 Hz and 200 Hz of small messages, and play it at several rates."""
     prepare_environment()
@@ -36,16 +34,12 @@ def measure(
         bag = _write(Path(folder) / 'episode_000001', seconds)
         size = sum(path.stat().st_size for path in bag.iterdir()) / 2 ** 20
         results = [_play(bag, float(rate)) for rate in rates.split(',')]
-    values = {'seconds': seconds, 'bag_mb': size, 'results': results, 'git_commit': git_state()[0],
-              'machine': asdict(Machine.here())}
     table = Table('rate', 'messages', 'late, median', '99 %', 'longest', 'drift', 'memory', title=f'{size:.0f} MB')
     for found in results:
         table.add_row(f'{found["rate"]:g}', str(found['messages']), *(f'{found[key]:.2f} ms' for key in (
             'median_ms', 'p99_ms', 'max_ms', 'drift_ms')), f'{found["memory_mb"]:.0f} MB')
     Console().print(table)
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(values, indent=2) + '\n')
+    finish({'seconds': seconds, 'bag_mb': size, 'results': results}, out)
 
 
 def _write(folder: Path, seconds: float) -> Path:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-import json
 import os
 from pathlib import Path
 import shutil
 import time
 from typing import Annotated
 
-from mcap.reader import make_reader
-from recording_rig import RecordingRig, cpu_seconds, plain_write_rate
 from rich.console import Console
 from rich.table import Table
+from rigs.recorded import recorded_stamps
+from rigs.recording_rig import RecordingRig, cpu_seconds, plain_write_rate
+from rigs.results import finish
 import typer
 
-from flow_vla_core.evaluation.report import Machine, git_state
 from flow_vla_ros.bringup import prepare_environment
 
 
@@ -42,10 +40,9 @@ def measure(
         rows.append({'compression': compression, 'jpeg': jpeg, 'sync': sync, **row})
         if not keep:
             shutil.rmtree(out / compression / 'bags')
-    values = {'rows': rows, 'plain_write_mb_s': round(plain, 1), 'seconds': seconds, 'noise': noise,
-              'load': os.getloadavg()[0], 'git_commit': git_state()[0], 'machine': asdict(Machine.here())}
-    (out / 'recorder.json').write_text(json.dumps(values, indent=2) + '\n')
     show(rows, plain)
+    finish({'rows': rows, 'plain_write_mb_s': round(plain, 1), 'seconds': seconds, 'noise': noise},
+           out / 'recorder.json')
     raise SystemExit(1 if any(row['lost'] for row in rows) else 0)
 
 
@@ -72,16 +69,6 @@ def record(out: Path, seconds: float, noise: float, **parameters: object) -> dic
             'recorder_cpu': round(used[0] / took, 3), 'robot_cpu': round(used[1] / took, 3),
             'file_mb_s': round(size / 1e6 / took, 1), 'load': round(os.getloadavg()[0], 1),
             **{f'lost {topic}': count for topic, count in lost.items() if count}}
-
-
-def recorded_stamps(bag: Path) -> dict[str, set[int]]:
-    """Read a bag with mcap's own reader: topic -> header stamps, ns."""
-    stamps: dict[str, set[int]] = {}
-    for path in bag.glob('*.mcap'):
-        with path.open('rb') as file:
-            for _, channel, message in make_reader(file).iter_messages():
-                stamps.setdefault(channel.topic, set()).add(message.publish_time)
-    return stamps
 
 
 def show(rows: list[dict], plain: float) -> None:

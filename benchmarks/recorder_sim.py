@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-import json
 from pathlib import Path
 import shutil
 import time
-from typing import Annotated
+from typing import Annotated, Any
 
-from mcap.reader import make_reader
-from rich.console import Console
+from rigs.recorded import recorded_stamps
+from rigs.results import finish
 from std_srvs.srv import SetBool
 import typer
 
@@ -18,7 +16,6 @@ from flow_vla.msg import Episode, SimulationState
 from flow_vla.srv import StartEpisode, StopEpisode
 from flow_vla_core.contract import RobotContract, find_contract
 from flow_vla_core.errors import FlowVLAError
-from flow_vla_core.evaluation.report import Machine, git_state
 from flow_vla_core.evaluation.sweep import UNSEEN_SEED
 from flow_vla_core.simulation.metaworld import TASKS
 from flow_vla_ros import qos
@@ -53,9 +50,8 @@ def measure(
     topics = {topic: len(expected & recorded.get('/' + topic, set())) for topic in
               [*(camera.topic for camera in robot.cameras), *(stream.topic for stream in robot.state)]}
     values = {'published': len(expected), 'recorded': topics, 'all': set(topics.values()) == {len(expected)},
-              'seconds': seconds, 'git_commit': git_state()[0], 'machine': asdict(Machine.here())}
-    (out / 'recorder_sim.json').write_text(json.dumps(values, indent=2) + '\n')
-    Console().print_json(data=values)
+              'seconds': seconds}
+    finish(values, out / 'recorder_sim.json')
     raise SystemExit(0 if values['all'] else 1)
 
 
@@ -73,28 +69,26 @@ def record(conductor: Conductor, seconds: float, instruction: str, published: li
     clients = {name: conductor.node.create_client(kind, name) for name, kind in SERVICES.items()}
     start = StartEpisode.Request(instruction=instruction, task='benchmark')
     end = time.monotonic() + START_SECONDS
-    while not (answer := conductor.call(clients['recorder/start'], start)).success:  # until every stream has come
+    while not (answer := call(conductor, clients['recorder/start'], start)).success:  # until every stream has come
         if time.monotonic() > end:
             raise FlowVLAError(f'recorder/start: {answer.message}')
-    conductor.call(clients['expert/enable'], SetBool.Request(data=True))
+    call(conductor, clients['expert/enable'], SetBool.Request(data=True))
     first, until = len(published), time.monotonic() + seconds
     conductor.wait(lambda: time.monotonic() > until, seconds + 30, 'the end of the recording')
     # The images of the newest step may still be on their way, as the first one may have been before the start.
     stamps = range(published[first + 1], published[-1], step)
-    answer = conductor.call(clients['recorder/stop'], StopEpisode.Request(keep=True, outcome=Episode.UNKNOWN))
+    answer = call(conductor, clients['recorder/stop'], StopEpisode.Request(keep=True, outcome=Episode.UNKNOWN))
     if not answer.success:
         raise FlowVLAError(f'recorder/stop: {answer.message}')
     return Path(answer.path), set(stamps)
 
 
-def recorded_stamps(bag: Path) -> dict[str, set[int]]:
-    """Read a bag: topic -> header stamps, ns."""
-    stamps: dict[str, set[int]] = {}
-    for path in bag.glob('*.mcap'):
-        with open(path, 'rb') as file:
-            for _, channel, message in make_reader(file).iter_messages():
-                stamps.setdefault(channel.topic, set()).add(message.publish_time)
-    return stamps
+def call(conductor: Conductor, client: object, request: object) -> Any:
+    """Call a service once and return its answer."""
+    conductor.wait(client.service_is_ready, START_SECONDS, f'the service {client.srv_name}')
+    future = client.call_async(request)
+    conductor.wait(future.done, START_SECONDS, f'an answer of {client.srv_name}')
+    return future.result()
 
 
 if __name__ == '__main__':

@@ -118,12 +118,12 @@ def _capture_directly(names: Sequence[str], episodes: int, seed: int, out: Path,
 
 
 def _recorded_seeds(out: Path, tasks: Sequence[str]) -> dict[str, list[int]]:
-    """List the seeds of the successful episodes of each task that a folder holds."""
+    """List the seeds of the successful episodes of each task that a folder holds; those by hand have none."""
     from flow_vla_core.data import find_bags, read_metadata
     seeds: dict[str, list[int]] = {task: [] for task in tasks}
     for mark in map(read_metadata, find_bags(out)):
         task, _, number = mark.get('task', '').partition('#')
-        if mark.get('outcome') == 'success' and task in seeds:
+        if mark.get('outcome') == 'success' and task in seeds and number.isdecimal():
             seeds[task].append(int(number))
     return seeds
 

@@ -23,6 +23,7 @@ class CheckpointSwitch:
 
     They are named by setting the node's parameter ``checkpoint`` and, if asked for, on the topic ``checkpoint``. The
     parameter then says which one is in force; `refusal` says why the last one was refused, until another is in force.
+    Whoever names the one in force again calls off those that are still being loaded.
 
     Args:
         node: hosts everything; its parameter names the checkpoint in force.
@@ -36,7 +37,9 @@ class CheckpointSwitch:
                  is_free: Callable[[], bool], on_change: Callable[[bool], None]) -> None:
         self._node, self._inference, self._is_free, self._on_change = node, inference, is_free, on_change
         self.checkpoint, self.refusal = node.get_parameter(NAME).value, ''
+        self._wanted = self.checkpoint  # the one that was named last
         self._next: Loaded | None = None
+        self._is_telling = False
         self._loader = EngineLoader(load, node.create_guard_condition(self._on_loaded).trigger)
         node.add_on_set_parameters_callback(self._on_set)
 
@@ -46,7 +49,12 @@ class CheckpointSwitch:
 
     def ask(self, checkpoint: str) -> None:
         """Ask for another checkpoint, given its folder."""
-        if checkpoint and checkpoint != self.checkpoint:
+        if not checkpoint or checkpoint == self._wanted:
+            return
+        self._wanted = checkpoint
+        if checkpoint == self.checkpoint:
+            self._next = None
+        else:
             self._loader.ask(checkpoint)
 
     def swap(self) -> None:
@@ -66,15 +74,19 @@ class CheckpointSwitch:
 
     def _on_set(self, values: list[Parameter]) -> SetParametersResult:
         for value in values:
-            if value.name == NAME:
+            if value.name == NAME and not self._is_telling:
                 self.ask(value.value)
         return SetParametersResult(successful=True)
 
     def _on_loaded(self) -> None:
         for loaded in self._loader.take():
+            if self._wanted == self.checkpoint:  # it was called off
+                continue
             if loaded.engine is not None:
                 self._next = loaded
                 continue
+            if loaded.checkpoint == self._wanted:
+                self._wanted = self.checkpoint  # it may be named again
             self.refusal = f'refused {loaded.checkpoint}: {loaded.message.splitlines()[0]}'
             self._node.get_logger().error(f'refused {loaded.checkpoint}, {self.checkpoint} stays in force: '
                                           f'{loaded.message}')
@@ -83,5 +95,7 @@ class CheckpointSwitch:
             self.swap()
 
     def _tell(self, other_length: bool) -> None:
+        self._is_telling = True
         self._node.set_parameters([Parameter(NAME, value=self.checkpoint)])
+        self._is_telling = False
         self._on_change(other_length)

@@ -178,7 +178,12 @@ class Conductor:
         return self._resets > resets and (state.task, state.seed) == (episode.task, episode.seed)
 
     def _is_active(self, name: str) -> bool:
-        return self._get[name].service_is_ready() and self._lifecycle(name) == State.PRIMARY_STATE_ACTIVE
+        """Ask once: a node answers nothing while it is being set up, as long as that takes."""
+        if not self._get[name].service_is_ready():
+            return False
+        future = self._send(self._get[name], GetState.Request())
+        return (self._becomes_true(future.done, ANSWER_SECONDS)
+                and future.result().current_state.id == State.PRIMARY_STATE_ACTIVE)
 
     def _lifecycle(self, name: str) -> int:
         return self.ask(self._get[name], GetState.Request()).current_state.id

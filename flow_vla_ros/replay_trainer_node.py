@@ -22,7 +22,8 @@ from flow_vla_ros.episode_intake import EpisodeIntake
 from flow_vla_ros.lifecycle import FlowLifecycleNode, Parameter, Parameters, run
 
 if TYPE_CHECKING:
-    from flow_vla_core.training.online import OnlineConfig, OnlineProgress, OnlineTraining
+    from flow_vla_core.training.online import OnlineTraining
+    from flow_vla_core.training.online_types import OnlineConfig, OnlineProgress
 
 __all__ = ['ReplayTrainerNode', 'main']
 
@@ -99,9 +100,10 @@ class ReplayTrainerNode(FlowLifecycleNode):
 
     def _new_training(self, config: OnlineConfig) -> OnlineTraining:
         from flow_vla_core.training.online import OnlineTraining
+        from flow_vla_core.training.precision import choose_device
         folder = Path(self._settings.out).expanduser().absolute()
-        return OnlineTraining(self._contract, self._buffer, config, folder, _device(self._settings.device),
-                              self._announce)
+        device = choose_device(self._settings.device)
+        return OnlineTraining(self._contract, self._buffer, config, folder, device, self._announce)
 
     def _run(self, training: OnlineTraining) -> None:
         import torch
@@ -134,7 +136,7 @@ class ReplayTrainerNode(FlowLifecycleNode):
         self._tell(progress)
 
     def _tell(self, progress: OnlineProgress) -> None:
-        from flow_vla_core.training.online import State
+        from flow_vla_core.training.online_types import State
         if progress.state != self._state:
             self._state = progress.state
             log = self.get_logger()
@@ -150,7 +152,7 @@ class ReplayTrainerNode(FlowLifecycleNode):
 
 def _config(parameters: Parameters) -> OnlineConfig:
     from flow_vla_core.cli.train import load_config
-    from flow_vla_core.training.online import OnlineConfig
+    from flow_vla_core.training.online_types import OnlineConfig
     changes = {name: parameters[name] or None for name in ('steps', 'batch_size', 'checkpoint_every')}
     return OnlineConfig(load_config(parameters.config or None, **changes), parameters.start_episodes,
                         tuple(text for text in parameters.words if text),
@@ -163,11 +165,6 @@ def _outcomes(names: list[str]) -> set[str]:
         if name not in OUTCOMES:
             raise ConfigError(f'outcomes: {name!r}; {closest(name, OUTCOMES)}')
     return set(names)
-
-
-def _device(name: str) -> str:
-    import torch
-    return name if name != 'auto' else 'cuda' if torch.cuda.is_available() else 'cpu'
 
 
 def main() -> None:

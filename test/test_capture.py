@@ -18,7 +18,7 @@ from flow_vla_core.data.bag_writer import EpisodeWriter
 from flow_vla_core.errors import ConfigError
 from flow_vla_core.simulation.metaworld import MetaWorldRobot
 from flow_vla_core.simulation.noise import ExecutionNoise
-from flow_vla_ros.capture import capture_demos, lost_messages
+from flow_vla_ros.capture import _recorded_seeds, capture_demos, lost_messages
 from flow_vla_ros.direct_capture import DirectOrder, DirectRecorder
 from flow_vla_ros.recorder_node import OPTIONAL
 
@@ -104,6 +104,13 @@ def test_direct_capture_tries_further_seeds_and_goes_on_where_it_was(tmp_path, m
     capture_demos(**{**order, 'episodes': 3})
     assert [seed for name, seed, _ in asked[before:] if name == 'lift-red'] == [3, 5, 7, 8]
     assert len({folder for _, seed, folder in asked if seed % 2 == 0}) == 6
+
+
+def test_an_episode_that_was_recorded_by_hand_has_no_seed(tmp_path):
+    for number, task in enumerate(('reach-red', 'reach-red#4', 'reach-red#again'), 1):
+        marks = {'instruction': 'go', 'task': task, 'outcome': 'success', 'contract': 'c'}
+        EpisodeWriter(tmp_path / f'episode_{number:06d}', [], marks).close()
+    assert _recorded_seeds(tmp_path, ['reach-red']) == {'reach-red': [4]}
 
 
 def test_a_direct_episode_without_success_leaves_nothing(tmp_path, monkeypatch):

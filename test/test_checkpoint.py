@@ -124,6 +124,36 @@ def test_a_crash_while_writing_leaves_the_older_checkpoint_whole(folder: Path, m
         save_checkpoint(folder, make_policy(small_contract(), seed=1))
     assert (folder / 'model.safetensors').read_bytes() == before
     load_checkpoint(folder)
+    assert [path.name for path in folder.parent.iterdir()] == ['checkpoint']
+
+
+def test_files_reach_the_disk_before_the_folder_takes_its_place(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    sync, rename = checkpoint._sync, Path.rename
+    monkeypatch.setattr(checkpoint, '_sync', lambda path: (order.append(path.name), sync(path)))
+    monkeypatch.setattr(Path, 'rename', lambda path, to: (order.append(f'to {Path(to).name}'), rename(path, to))[1])
+    save_checkpoint(folder, make_policy(small_contract()))
+    files, renames = order[:4], [step for step in order if step.startswith('to ')]
+    assert sorted(files) == ['config.json', 'contract.yaml', 'model.safetensors', 'stats.json']
+    assert renames == ['to .checkpoint-old', 'to checkpoint'] and order.index(renames[0]) == 5
+
+
+def test_a_reader_that_brings_the_older_folder_back_meanwhile_does_no_harm(folder: Path,
+                                                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    rename, came = Path.rename, []
+
+    def interrupted(path: Path, to: Path) -> Path:
+        if to == folder and path.name != '.checkpoint-old' and not came:
+            came.append(load_checkpoint(folder))
+        return rename(path, to)
+
+    monkeypatch.setattr(Path, 'rename', interrupted)
+    newer = make_policy(small_contract(), seed=1)
+    save_checkpoint(folder, newer)
+    assert came
+    loaded = load_checkpoint(folder).state_dict()
+    assert all(torch.equal(tensor, loaded[name]) for name, tensor in newer.state_dict().items())
+    assert [path.name for path in folder.parent.iterdir()] == ['checkpoint']
 
 
 def test_a_crash_between_the_two_renames_is_repaired(folder: Path) -> None:

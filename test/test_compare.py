@@ -7,25 +7,32 @@ from dataclasses import asdict, replace
 from functools import partial
 import json
 from pathlib import Path
+import shutil
 
+from bag_tools import CONTRACT as BAG_CONTRACT
+from bag_tools import MARKS, record, steps
 from core_samples import make_episodes, make_policy, small_contract
+import numpy as np
 import pytest
 from rich.console import Console
 import torch
 
 from flow_vla_core.cli import compare as command
+from flow_vla_core.encoders import Vocabulary
 from flow_vla_core.errors import ConfigError, DataError
 from flow_vla_core.evaluation.compare import Comparison, choose_entries, default_entries
 from flow_vla_core.evaluation.comparison_report import ComparisonReport
 from flow_vla_core.evaluation.cost import chunks_per_second, count_evaluations, make_chunks, one_thread
-from flow_vla_core.evaluation.encoded import Encoded, encode_episodes
+from flow_vla_core.evaluation.encoded import Encoded, encode_bags, encode_episodes
 from flow_vla_core.evaluation.family_result import FamilyResult, Measure
 from flow_vla_core.evaluation.policy_trial import PolicyTrial, Simulation
 from flow_vla_core.evaluation.trials import BimodalTrial
 from flow_vla_core.generators import FAMILIES, FlowMatchingConfig, RegressionConfig
 from flow_vla_core.networks import NetworkConfig, Sizes
+from flow_vla_core.policy import FlowVLA, PolicyConfig
 from flow_vla_core.training.checkpoint import load_checkpoint, save_checkpoint
 from flow_vla_core.training.config import LoopConfig
+from flow_vla_core.transforms import Statistics
 from flow_vla_core.types import Condition
 from flow_vla_ros.cli import main
 
@@ -200,6 +207,25 @@ def test_what_was_encoded_is_read_again_under_the_same_key_only(tmp_path: Path) 
     assert found.digest == encoded.digest and found.conditions.tokens is None
     assert Encoded.load(tmp_path / 'encoded.safetensors', {'seed': 1}) is None
     assert Encoded.load(tmp_path / 'nothing', {}) is None
+    whole = (tmp_path / 'encoded.safetensors').read_bytes()
+    (tmp_path / 'encoded.safetensors').write_bytes(whole[:-20])
+    assert Encoded.load(tmp_path / 'encoded.safetensors', {'seed': 0}) is None
+    assert [path.name for path in tmp_path.iterdir()] == ['encoded.safetensors']
+
+
+def test_bags_that_changed_are_encoded_anew(tmp_path: Path) -> None:
+    bags, policy = tmp_path / 'bags', tmp_path / 'policy'
+    statistics = {name: Statistics.of(np.random.default_rng(0).normal(size=(9, size)))
+                  for name, size in (('state', BAG_CONTRACT.state_dim), ('actions', BAG_CONTRACT.action_dim))}
+    words = Vocabulary.from_instructions([MARKS['instruction']])
+    save_checkpoint(policy, FlowVLA.create(PolicyConfig.dummy(), BAG_CONTRACT, statistics, words))
+    found = []
+    for count in (6, 6, 8):
+        shutil.rmtree(bags, ignore_errors=True)
+        record(bags / 'episode_000001', steps(count))
+        found.append(encode_bags(bags, policy, BAG_CONTRACT, tmp_path / 'encoded.safetensors'))
+    assert found[0].digest == found[1].digest and len(found[1].actions) == 6
+    assert len(found[2].actions) == 8
 
 
 def policy_trial(folder: Path, simulation: Simulation, **changes) -> PolicyTrial:

@@ -92,6 +92,23 @@ def test_a_bad_checkpoint_is_refused_and_the_old_one_goes_on(graph: RosGraph) ->
     assert 'refused' not in rig.status.message
 
 
+def test_who_names_the_one_in_force_again_calls_off_what_is_being_loaded(graph: RosGraph) -> None:
+    rig, shelf = start(graph, follow_checkpoints=True)
+    loader, go, taken = rig.node._switch._loader, threading.Event(), []
+    load, take = loader._load, loader.take
+    loader._load = lambda folder: load(folder) if go.wait(20) else None
+    loader.take = lambda: (found := take(), taken.extend(found))[0]
+    for name in ('second', 'first'):
+        rig.node.set_parameters([Parameter('checkpoint', value=name)])
+    go.set()
+    graph.spin_until(lambda: taken)
+    assert taken[0].engine is shelf.engines['second']
+    assert next_chunk(rig, 1) == pytest.approx(0.01)
+    assert rig.status.checkpoint == rig.node.get_parameter('checkpoint').value == 'first'
+    rig.node.set_parameters([Parameter('checkpoint', value='second')])
+    graph.spin_until(lambda: rig.status.checkpoint == 'second')
+
+
 def test_an_inference_that_runs_is_finished_by_the_engine_that_began_it(graph: RosGraph) -> None:
     rig, shelf = start(graph, follow_checkpoints=True)
     first = shelf.engines['first']

@@ -171,6 +171,20 @@ def test_lockstep_waits_for_every_part_of_the_command(graph, contract):
     assert codecs.from_time(states[-1].header.stamp) == stamp + PERIOD
 
 
+def test_commands_that_cannot_be_read_are_not_executed(graph, arm):
+    states, sentinel = graph.inbox(SimulationState, 'sim/state'), graph.inbox(Bool, 'sentinel')
+    node = start(graph, SimNode, contract='so101', lockstep=True)
+    graph.spin_until(lambda: states)
+    part = arm.actions[0]
+    graph.outbox(codecs.message_type(part.message), part.topic, qos.COMMAND).publish(
+        codecs.message_type(part.message)())
+    graph.outbox(Bool, 'sentinel').publish(Bool())
+    graph.spin_until(lambda: sentinel)
+    assert node.active and len(states) == 1
+    CommandBridge(graph.probe, arm).publish(np.zeros(arm.action_dim), codecs.from_time(states[-1].header.stamp))
+    graph.spin_until(lambda: len(states) == 2)
+
+
 def test_commands_that_are_not_finite_are_not_executed(graph, contract):
     states, sentinel = graph.inbox(SimulationState, 'sim/state'), graph.inbox(Bool, 'sentinel')
     start(graph, SimNode, lockstep=True)

@@ -180,6 +180,22 @@ def test_settings_and_names_are_checked_before_any_bag_is_read(bags: Path, setti
     monkeypatch.undo()
     with pytest.raises(ConfigError, match="'gpu'.*cpu"):
         train('metaworld', [bags], tmp_path / 'run', settings, device='gpu')
+    with pytest.raises(ConfigError, match='holds no run to go on with'):
+        train('metaworld', [tmp_path / 'none'], tmp_path / 'run', settings, resume=True)
+
+
+def test_a_device_that_is_not_there_is_refused_before_any_bag_is_read(settings: str, tmp_path: Path,
+                                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    with pytest.raises(ConfigError, match='device: cuda, but torch finds no CUDA device'):
+        train('metaworld', [tmp_path / 'none'], tmp_path / 'run', settings, device='cuda')
+
+
+def test_a_run_that_was_cut_off_between_two_renames_is_not_begun_anew(settings: str, tmp_path: Path) -> None:
+    (tmp_path / 'run' / '.resume-old').mkdir(parents=True)
+    with pytest.raises(ConfigError, match='holds a run already'):
+        train('metaworld', [tmp_path / 'none'], tmp_path / 'run', settings)
+    assert (tmp_path / 'run' / 'resume').is_dir()
 
 
 def test_changes_come_on_top_of_the_settings(settings: str) -> None:

@@ -66,6 +66,21 @@ def test_200_steps_equal_100_and_a_resume_and_100(tmp_path: Path) -> None:
     assert torch.equal(second.train_step(), straight.train_step())
 
 
+def test_the_curves_of_a_resumed_training_are_those_of_one_without_a_break(tmp_path: Path) -> None:
+    config = replace(CONFIG, steps=20, validate_every=10)
+    straight, first = make_trainer(tmp_path / 'straight', config), make_trainer(tmp_path / 'broken', config)
+    straight.run()
+    while first.step < 7:
+        first.train_step()
+    first.kept['frames'] = 9
+    first.save()
+    second = make_trainer(tmp_path / 'broken', config)
+    second.resume()
+    second.run()
+    assert second.points == straight.points
+    assert second.kept == {'frames': 9}
+
+
 def test_a_run_leaves_all_that_it_promises(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, replace(CONFIG, steps=20, validate_every=10))
     trainer.run()

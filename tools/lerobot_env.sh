@@ -14,5 +14,5 @@ $pip 'torch==2.13.0' 'datasets>=4,<5' 'av>=15,<16' 'huggingface-hub>=0.34.2,<0.3
     'einops>=0.8,<0.9' 'opencv-python-headless>=4.9,<4.13' 'jsonlines>=4,<5' 'packaging>=24.2,<26' 'draccus==0.10.0' \
     'gymnasium>=1.1.1,<2' 'deepdiff>=7.0.1,<9' 'imageio>=2.34,<3' 'termcolor>=2.4,<4' pyserial pillow 'setuptools<81'
 $pip --no-deps 'lerobot==0.4.4' 'torchvision==0.28.0' 'torchcodec==0.13.0'
-"$folder/bin/python" "$(dirname "$0")/../benchmarks/lerobot_side.py" --help > /dev/null
+"$folder/bin/python" "$(dirname "$0")/../benchmarks/rigs/lerobot_side.py" --help > /dev/null
 ldconfig -p 2> /dev/null | grep -q libavcodec || echo 'FFmpeg is missing: sudo apt-get install ffmpeg' >&2

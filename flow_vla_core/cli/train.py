@@ -31,8 +31,8 @@ from flow_vla_core.training.config import TrainConfig
 from flow_vla_core.training.episodes import choose_bags, hold_out, load_episodes
 from flow_vla_core.training.mixture import Dataset, choose_dataset
 from flow_vla_core.training.policy_objective import PolicyObjective
-from flow_vla_core.training.precision import check_device
-from flow_vla_core.training.run_folder import RESUME
+from flow_vla_core.training.precision import check_device, choose_device
+from flow_vla_core.training.run_folder import check_folder
 from flow_vla_core.training.trainer import FlowTrainer
 from flow_vla_core.training.world import World
 
@@ -82,13 +82,14 @@ def train(
     train together."""
     settings = load_config(config, steps=steps, batch_size=batch_size, accumulate=accumulate, patience=patience,
                            half=half, compile=compile, seed=seed)
-    kind = _device(device)
+    kind = choose_device(device)
     check_device(settings, kind)
-    _check_folder(out, resume or dry_run)
+    if not check_folder(out, resume or dry_run) and resume:
+        raise ConfigError(f'{out} holds no run to go on with')
     robot = RobotContract.load(find_contract(contract))
     master = _read_teacher(teacher, settings, robot)
     datasets = _parse_datasets(bags)
-    cores = os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0))
     torch.set_num_threads(threads or max(1, cores // int(os.environ.get('LOCAL_WORLD_SIZE', 1))))
     with World.joined(kind) as world:
         console = Console(quiet=not world.leads)
@@ -186,6 +187,7 @@ def _cache(folder: str | None, limit: float) -> EpisodeCache | None:
     return EpisodeCache(default_cache() if folder is None else Path(folder), round(limit * 1e9) or None)
 
 
+<<<<<<< HEAD
 def _check_folder(out: Path, resume: bool) -> None:
     existing = next(path for path in (out, *out.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
@@ -201,6 +203,8 @@ def _device(name: str) -> str:
     return name if name != 'auto' else 'cuda' if torch.cuda.is_available() else 'cpu'
 
 
+=======
+>>>>>>> h-train
 @contextmanager
 def _stop_on_signals(trainer: FlowTrainer) -> Iterator[None]:
     """Let SIGINT and SIGTERM end the training after the step that it is at, with everything saved."""

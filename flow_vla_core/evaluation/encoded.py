@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 import torch
 from torch import Tensor
 
 from flow_vla_core.contract import RobotContract
 from flow_vla_core.data.bags import read_metadata
+from flow_vla_core.data.cache import default_cache
 from flow_vla_core.data.episode import Episode
+from flow_vla_core.data.fingerprint import Fingerprints
 from flow_vla_core.data.windows import Windows
 from flow_vla_core.policy import FlowVLA
 from flow_vla_core.training.checkpoint import load_checkpoint
@@ -64,22 +66,27 @@ class Encoded:
         return digest(self.conditions.vector, self.conditions.tokens, self.actions, self.mask, self.held)
 
     def save(self, path: Path, key: Mapping[str, Any]) -> None:
-        """Write a safetensors file under a key."""
+        """Write a safetensors file under a key; a crash leaves the older one whole."""
         path.parent.mkdir(parents=True, exist_ok=True)
         tensors = {'vector': self.conditions.vector, 'actions': self.actions, 'mask': self.mask, 'held': self.held}
         if self.conditions.tokens is not None:
             tensors['tokens'] = self.conditions.tokens
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, {'key': json.dumps(key)})
+        fresh = path.with_name(f'.{path.name}')
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, fresh, {'key': json.dumps(key)})
+        fresh.replace(path)
 
     @classmethod
     def load(cls, path: Path, key: Mapping[str, Any]) -> Encoded | None:
-        """Read what `save` wrote under the same key; None if there is nothing like that."""
+        """Read what `save` wrote under the same key; None if there is nothing like that, or it is damaged."""
         if not path.is_file():
             return None
-        with safe_open(path, 'pt') as file:
-            if json.loads(file.metadata()['key']) != json.loads(json.dumps(key)):
-                return None
-            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+        try:
+            with safe_open(path, 'pt') as file:
+                if json.loads(file.metadata()['key']) != json.loads(json.dumps(key)):
+                    return None
+                found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+        except (SafetensorError, TypeError, KeyError):
+            return None
         return cls(Condition(found['vector'], found.get('tokens')), found['actions'], found['mask'], found['held'])
 
 
@@ -126,6 +133,8 @@ def encode_bags(folder: Path, checkpoint: Path, contract: RobotContract, cache: 
                 seed: int = 0, workers: int = 1, console: Console | None = None) -> Encoded:
     """Read the successful bags below a folder and encode them, or read what an earlier call left in ``cache``.
 
+    What is left there counts only for bags with the same bytes, and for the same contract, policy and choice.
+
     Args:
         folder: of bags.
         checkpoint: of the policy that encodes.
@@ -139,7 +148,8 @@ def encode_bags(folder: Path, checkpoint: Path, contract: RobotContract, cache: 
     console = console or Console(quiet=True)
     bags = _first_of_each(choose_bags([folder])[0], most)
     policy = load_checkpoint(checkpoint, contract)
-    key = {'bags': [f'{bag.parent.name}/{bag.name}' for bag in bags], 'seed': seed,
+    hashes = Fingerprints(default_cache() / 'hashes')
+    key = {'bags': [hashes.of(bag) for bag in bags], 'seed': seed, 'contract': contract.label,
            'policy': digest(*policy.state_dict().values())}
     found = Encoded.load(cache, key)
     if found is None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+import errno
 import json
+import os
 from pathlib import Path
 import shutil
 import tempfile
@@ -21,7 +23,7 @@ from flow_vla_core.errors import CheckpointError, ConfigError, ContractError
 from flow_vla_core.policy import FlowVLA, PolicyConfig
 from flow_vla_core.transforms import Statistics
 
-__all__ = ['load_checkpoint', 'load_weights', 'recover_folder', 'replace_folder', 'save_checkpoint', 'save_weights']
+__all__ = ['load_checkpoint', 'load_weights', 'new_folder', 'recover_folder', 'save_checkpoint', 'save_weights']
 
 FORMAT = 1
 WEIGHTS, CONFIG, STATISTICS, CONTRACT = 'model.safetensors', 'config.json', 'stats.json', 'contract.yaml'
@@ -29,7 +31,7 @@ WEIGHTS, CONFIG, STATISTICS, CONTRACT = 'model.safetensors', 'config.json', 'sta
 
 def save_checkpoint(folder: Path, policy: FlowVLA) -> None:
     """Write a policy; a folder that is there already is replaced in one step."""
-    with _fresh(folder) as fresh:
+    with new_folder(folder) as fresh:
         _write_weights(fresh, policy)
         settings = {'format': FORMAT, 'policy': to_values(policy.config), 'words': list(policy.vocabulary.words)}
         (fresh / CONFIG).write_text(json.dumps(settings, indent=1))
@@ -39,7 +41,7 @@ def save_checkpoint(folder: Path, policy: FlowVLA) -> None:
 
 def save_weights(folder: Path, module: nn.Module) -> None:
     """Write the weights of any module; a folder that is there already is replaced in one step."""
-    with _fresh(folder) as fresh:
+    with new_folder(folder) as fresh:
         _write_weights(fresh, module)
 
 
@@ -83,31 +85,58 @@ def load_checkpoint(folder: Path, contract: RobotContract | None = None, device:
     return policy.to(device).eval()
 
 
-def replace_folder(fresh: Path, folder: Path) -> None:
-    """Put a finished folder in the place of an older one; a crash leaves one of the two whole."""
-    old = _aside(folder)
-    if folder.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        folder.rename(old)
-    fresh.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def recover_folder(folder: Path) -> None:
-    """Bring back the older folder, if a crash came between the two steps of `replace_folder`."""
-    if not folder.exists() and _aside(folder).is_dir():
-        _aside(folder).rename(folder)
-
-
 @contextmanager
-def _fresh(folder: Path) -> Iterator[Path]:
-    """Lend a new folder to write into, which takes the place of ``folder`` when all went well."""
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Lend a new folder to write into, which takes the place of ``folder`` once the block has ended well.
+
+    Files are handed to the disk before that, so that a crash, of the machine too, leaves one of the two whole.
+    """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=f'.{folder.name}-', dir=folder.parent))
     fresh.chmod(0o755)
-    yield fresh
-    replace_folder(fresh, folder)
+    try:
+        yield fresh
+        for path in (*fresh.iterdir(), fresh):
+            _sync(path)
+        _replace(fresh, folder)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+
+
+def recover_folder(folder: Path) -> None:
+    """Bring back the older folder, if a crash came between the two steps in which it is replaced."""
+    if not folder.exists():
+        try:
+            _aside(folder).rename(folder)
+        except (FileNotFoundError, FileExistsError):
+            pass  # there is none, or another process was quicker
+
+
+def _replace(fresh: Path, folder: Path) -> None:
+    """Put a finished folder in the place of an older one."""
+    old = _aside(folder)
+    while fresh.exists():
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            folder.rename(old)
+        try:
+            fresh.rename(folder)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):  # a reader has brought the older one back
+                raise
+    _sync(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    """Hand a file or folder to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _write_weights(folder: Path, module: nn.Module) -> None:

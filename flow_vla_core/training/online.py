@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from enum import IntEnum
+from dataclasses import replace
 from pathlib import Path
 import shutil
 import threading
@@ -17,91 +16,24 @@ from torch import Tensor
 from flow_vla_core.contract import RobotContract
 from flow_vla_core.data.episode import Episode
 from flow_vla_core.data.windows import Windows
-from flow_vla_core.errors import ConfigError, DataError, FlowVLAError
+from flow_vla_core.errors import DataError, FlowVLAError
 from flow_vla_core.policy import FlowVLA
 from flow_vla_core.training.buffer import EpisodeBuffer
 from flow_vla_core.training.build import build_policy
 from flow_vla_core.training.checkpoint import load_checkpoint
 from flow_vla_core.training.config import TrainConfig
 from flow_vla_core.training.live_objective import LivePolicyObjective
+from flow_vla_core.training.online_types import OnlineConfig, OnlineProgress, State
+from flow_vla_core.training.precision import check_device
 from flow_vla_core.training.report import Point
+from flow_vla_core.training.run_folder import CHECKPOINT, check_folder
 from flow_vla_core.training.spectral import folded
-from flow_vla_core.training.trainer import CHECKPOINT, RESUME, FlowTrainer
+from flow_vla_core.training.trainer import FlowTrainer
 
-__all__ = ['OnlineConfig', 'OnlineProgress', 'OnlineTraining', 'State']
+__all__ = ['OnlineTraining']
 
 CHECKPOINTS = 'checkpoints'
-
-
-class State(IntEnum):
-    """Numbers what a training from topics does; the same as in TrainingStatus.msg."""
-
-    WAITING = 0
-    TRAINING = 1
-    DONE = 2
-    FAILED = 3
-
-
-@dataclass(frozen=True)
-class OnlineConfig:
-    """Says how a training goes along with episodes that arrive.
-
-    Args:
-        train: settings of the training; ``steps`` is its whole length.
-        start_episodes: from so many on a policy is made, with their statistics and words; less than one is one.
-        words: instructions whose words the policy is to know besides.
-        checkpoint: folder of a policy to go on from, with its statistics and words; None makes a new one.
-        resume: go on from what is in the folder of the run, if there is anything.
-        keep_checkpoints: that are left in the folder of the run.
-        replay: steps are made up to this number of times that each frame received was drawn on average; 0: no limit.
-
-    Raises:
-        ConfigError: for a number out of range.
-    """
-
-    train: TrainConfig = field(default_factory=TrainConfig)
-    start_episodes: int = 5
-    words: tuple[str, ...] = ()
-    checkpoint: Path | None = None
-    resume: bool = False
-    keep_checkpoints: int = 3
-    replay: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.keep_checkpoints < 1 or self.replay < 0:
-            raise ConfigError(f'keep_checkpoints: {self.keep_checkpoints}, replay: {self.replay}; allowed: 1 or more, '
-                              '0 or more')
-
-
-@dataclass(frozen=True)
-class OnlineProgress:
-    """Says how a training goes.
-
-    Args:
-        state: what it does.
-        message: why it waits or has failed, and which episode was refused last.
-        step: optimiser steps made.
-        loss: mean over the steps since this was last asked for, or what it was then; NaN before the first step.
-        learning_rate: of the step to come.
-        steps_per_second: over the time since this was last asked for.
-        episodes: in the buffer.
-        frames: in the buffer.
-        received: episodes since the start, those included that have left the buffer.
-        refused: episodes that could not be used.
-        checkpoint: folder of the last one written, empty before.
-    """
-
-    state: State = State.WAITING
-    message: str = ''
-    step: int = 0
-    loss: float = float('nan')
-    learning_rate: float = 0.0
-    steps_per_second: float = 0.0
-    episodes: int = 0
-    frames: int = 0
-    received: int = 0
-    refused: int = 0
-    checkpoint: str = ''
+FRAMES = 'frames_received'  # of a run, from its first start on
 
 
 class OnlineTraining:
@@ -119,7 +51,7 @@ class OnlineTraining:
         on_checkpoint: gets the folder of each checkpoint that is written, in the thread of `run`.
 
     Raises:
-        ConfigError: if ``out`` holds a run and is not to be gone on with.
+        ConfigError: if ``out`` holds a run and is not to be gone on with, or the device can't do what is asked for.
         CheckpointError: if there is no policy to go on from, or it is not made for the contract.
     """
 
@@ -127,6 +59,7 @@ class OnlineTraining:
                  device: str = 'cpu', on_checkpoint: Callable[[Path], None] = lambda folder: None) -> None:
         self.contract, self.config, self.out, self._device = contract, config, Path(out), device
         self._buffer, self._on_checkpoint = buffer, on_checkpoint
+        check_device(config.train, device)
         self._policy, self._resumes = self._find_policy()
         self._trainer: FlowTrainer | None = None
         self._changed = threading.Condition()
@@ -134,7 +67,7 @@ class OnlineTraining:
         self._stopping = False
         self._state, self._failure, self._refusal = State.WAITING, '', ''
         self._counts = Counter(received=len(buffer.episodes))
-        self._frames_received = buffer.frames
+        self._frames_received = 0 if self._resumes else buffer.frames  # a run counts each frame once
         self._losses: list[Tensor] = []
         self._loss = float('nan')
         self._asked, self._asked_step = time.monotonic(), 0
@@ -183,7 +116,7 @@ class OnlineTraining:
             losses, self._losses = self._losses, []
             self._loss = torch.stack(losses).mean().item() if losses else self._loss
             trainer, step, now = self._trainer, self._trainer.step if self._trainer else 0, time.monotonic()
-            speed = (step - self._asked_step) / max(now - self._asked, 1e-9) if self._asked_step or step else 0.0
+            speed = (step - self._asked_step) / max(now - self._asked, 1e-9)
             self._asked, self._asked_step = now, step
             return OnlineProgress(
                 self._state, self._message(), step, self._loss,
@@ -196,9 +129,7 @@ class OnlineTraining:
 
     def _find_policy(self) -> tuple[FlowVLA | None, bool]:
         """Return a policy to begin with, and whether it is that of the run itself."""
-        there = (self.out / RESUME).exists()
-        if there and not self.config.resume:
-            raise ConfigError(f'{self.out} holds a run already; go on with resume, or choose another folder')
+        there = check_folder(self.out, self.config.resume)
         folder = self.out / CHECKPOINT if there else self.config.checkpoint
         return (None if folder is None else load_checkpoint(folder, self.contract)), there
 
@@ -229,11 +160,11 @@ class OnlineTraining:
         trainer = self._begin()
         with self._changed:
             self._trainer, self._state = trainer, State.TRAINING
-        saved, losses = trainer.step, []
+            self._asked, self._asked_step = time.monotonic(), trainer.step
+        saved = trainer.step
         while trainer.step < trainer.config.steps and self._wait_until(self._may_step):
             self._exchange(trainer)
-            losses.append(self._step(trainer))
-            self._note(trainer, losses)
+            self._step(trainer)
             if trainer.step % trainer.config.checkpoint_every == 0:
                 saved = self._save(trainer)
         if saved != trainer.step:
@@ -252,6 +183,9 @@ class OnlineTraining:
         trainer = FlowTrainer(objective, config, self.out, self._device)
         if self._resumes:
             trainer.resume()
+            with self._changed:
+                self._frames_received += int(trainer.kept.get(FRAMES, 0))
+        trainer.begin()
         return trainer
 
     def _windows(self, episodes: Sequence[Episode], config: TrainConfig) -> Windows:
@@ -277,22 +211,17 @@ class OnlineTraining:
             return False
         return True
 
-    def _step(self, trainer: FlowTrainer) -> Tensor:
+    def _step(self, trainer: FlowTrainer) -> None:
         began = time.monotonic()
         loss = trainer.train_step()
         trainer.seconds += time.monotonic() - began
         with self._changed:
             self._losses.append(loss)
-        return loss
-
-    def _note(self, trainer: FlowTrainer, losses: list[Tensor]) -> None:
-        if trainer.step % trainer.config.log_every == 0 or trainer.step == trainer.config.steps:
-            values = {'loss': torch.stack(losses).mean().item(), 'learning_rate': trainer.learning_rate,
-                      'episodes': float(len(self._buffer.episodes))}
-            trainer.points.append(Point(trainer.step, values))
-            losses.clear()
+        if values := trainer.loss_figures():
+            trainer.points.append(Point(trainer.step, {**values, 'episodes': float(len(self._buffer.episodes))}))
 
     def _save(self, trainer: FlowTrainer) -> int:
+        trainer.kept[FRAMES] = self._frames_received
         trainer.save()
         folder = self.out / CHECKPOINTS / f'step_{trainer.step:06d}'
         trainer.objective.save(folder, folded(trainer.average.module))

@@ -8,13 +8,24 @@ import shutil
 import torch
 from torch import nn
 
-from flow_vla_core.errors import ConfigError
+from flow_vla_core.errors import ConfigError, closest
 from flow_vla_core.training.config import LoopConfig
 
-__all__ = ['check_compiler', 'check_device', 'check_half']
+__all__ = ['DEVICES', 'check_compiler', 'check_device', 'check_half', 'choose_device']
 
 COMPILERS = ('g++', 'clang++', 'c++')
+DEVICES = ('auto', 'cpu', 'cuda')
 AMPERE = (8, 0)  # compute capability of the first CUDA devices with bfloat16
+
+
+def choose_device(name: str) -> str:
+    """Return ``cpu`` or ``cuda`` for one of `DEVICES`. Raise `ConfigError` for another, or without a CUDA device."""
+    if name not in DEVICES:
+        raise ConfigError(f'no device {name!r}; {closest(name, DEVICES)}')
+    there = torch.cuda.is_available()
+    if name == 'cuda' and not there:
+        raise ConfigError('device: cuda, but torch finds no CUDA device; choose cpu or auto')
+    return name if name != 'auto' else 'cuda' if there else 'cpu'
 
 
 def check_device(config: LoopConfig, device: torch.device | str, module: nn.Module | None = None) -> None:

@@ -41,7 +41,7 @@ def environment(device: torch.device | str = 'cpu') -> dict[str, Any]:
     device = torch.device(device)
     commit, modified = git_state()
     return {'git_commit': commit, 'git_modified': modified, 'python': platform.python_version(),
-            'machine': platform.machine(), 'system': platform.platform(), 'cores': os.cpu_count(),
+            'machine': platform.machine(), 'system': platform.platform(), 'cores': len(os.sched_getaffinity(0)),
             'threads': torch.get_num_threads(),
             'device': torch.cuda.get_device_name(device) if device.type == 'cuda' else str(device),
             'torch': torch.__version__, **{name: version(name) for name in PACKAGES}}

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import csv
 from dataclasses import asdict
 from datetime import datetime, timezone
+import io
 import json
 from pathlib import Path
 import shlex
@@ -15,9 +16,11 @@ from typing import Any
 import torch
 import yaml
 
+from flow_vla_core.errors import ConfigError
+from flow_vla_core.training.checkpoint import recover_folder
 from flow_vla_core.training.report import Point, environment, plot_curves
 
-__all__ = ['RunFolder']
+__all__ = ['RunFolder', 'check_folder']
 
 CHECKPOINT, RESUME, EVENTS, SAMPLES = 'checkpoint', 'resume', 'events', 'samples.png'
 README = """\
@@ -65,7 +68,7 @@ class RunFolder:
             return
         self.path.mkdir(parents=True, exist_ok=True)
         (self.path / 'README.txt').write_text(README)
-        (self.path / 'config.yaml').write_text(yaml.safe_dump(json.loads(json.dumps(config)), sort_keys=False))
+        _replace(self.path / 'config.yaml', yaml.safe_dump(json.loads(json.dumps(config)), sort_keys=False))
         file = self.path / 'environment.json'
         starts = json.loads(file.read_text()) if file.is_file() else []
         starts.append({'started': datetime.now(timezone.utc).isoformat(timespec='seconds'),
@@ -86,12 +89,23 @@ class RunFolder:
         plot_curves(self.path / 'curves.png', points)
 
 
+def check_folder(folder: Path, resume: bool) -> bool:
+    """Tell whether a folder holds a run, which is to be gone on with then. Raise `ConfigError` if it is not."""
+    recover_folder(folder / RESUME)
+    there = (folder / RESUME).exists()
+    if there and not resume:
+        raise ConfigError(f'{folder} holds a run already; go on with --resume (of a node: resume:=true), or choose '
+                          'another folder')
+    return there
+
+
 def _write_table(path: Path, points: Sequence[Point]) -> None:
     names = list(dict.fromkeys(name for point in points for name in point.values))
-    with path.open('w', newline='') as file:
-        table = csv.DictWriter(file, ['step', *names], lineterminator='\n')
-        table.writeheader()
-        table.writerows({'step': point.step, **point.values} for point in points)
+    text = io.StringIO(newline='')
+    table = csv.DictWriter(text, ['step', *names], lineterminator='\n')
+    table.writeheader()
+    table.writerows({'step': point.step, **point.values} for point in points)
+    _replace(path, text.getvalue())
 
 
 def _replace(path: Path, text: str) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 import json
 from pathlib import Path
-import tempfile
 from typing import Any
 
 from safetensors import SafetensorError
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from flow_vla_core.errors import CheckpointError
 from flow_vla_core.training.average import Average
-from flow_vla_core.training.checkpoint import recover_folder, replace_folder
+from flow_vla_core.training.checkpoint import new_folder, recover_folder
 
 __all__ = ['TrainingState']
 
@@ -36,6 +35,7 @@ class TrainingState:
         >>> module = nn.Linear(1, 1)
         >>> parts = Average(module, 0.9), torch.optim.AdamW(module.parameters())
         >>> state = TrainingState(module, *parts)
+        >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     state.save(Path(folder) / 'resume', {'step': 3})
         ...     state.load(Path(folder) / 'resume')
@@ -48,12 +48,10 @@ class TrainingState:
 
     def save(self, folder: Path, numbers: dict[str, Any]) -> None:
         """Write everything and ``numbers``; a folder that is there already is replaced in one step."""
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(prefix=f'.{folder.name}-', dir=folder.parent))
-        save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in self._tensors().items()},
-                  fresh / TENSORS)
-        (fresh / NUMBERS).write_text(json.dumps({**numbers, 'averaged': self.average.updates}))
-        replace_folder(fresh, folder)
+        tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in self._tensors().items()}
+        with new_folder(folder) as fresh:
+            save_file(tensors, fresh / TENSORS)
+            (fresh / NUMBERS).write_text(json.dumps({**numbers, 'averaged': self.average.updates}))
 
     def load(self, folder: Path) -> dict[str, Any]:
         """Take over what `save` wrote and return its ``numbers``.

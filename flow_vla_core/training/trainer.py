@@ -38,7 +38,8 @@ class FlowTrainer:
     """Trains any objective: AdamW with a schedule, clipped gradients, averaged weights, exact resume.
 
     Leaves in ``out`` what `RunFolder` and the README that it writes say. ``average.module`` has the averaged weights,
-    ``points`` the curves, ``seconds`` the wall time. Several processes do the arithmetic of one: each computes the
+    ``points`` the curves, ``seconds`` the wall time; ``kept`` are numbers of whoever drives the steps one by one, which
+    come back on `resume`. Several processes do the arithmetic of one: each computes the
     gradients of its shards of a batch, and all take the same step with their sum.
 
     Args:
@@ -82,6 +83,8 @@ class FlowTrainer:
         self.optimiser = _optimiser(self.module, config)
         self.step, self.seconds = 0, 0.0
         self.points: list[Point] = []
+        self.kept: dict[str, float] = {}
+        self._losses: list[Tensor] = []
         self.stopping = self._agreed = False
         self._saved = time.monotonic()
         self._folder = RunFolder(self.out if self.world.leads else None)
@@ -92,20 +95,23 @@ class FlowTrainer:
 
     def run(self) -> None:
         """Train up to the configured number of steps, until `stop`, or until patience ends; then save."""
-        config, began = self.config, time.monotonic()
-        before, losses = self.seconds, []
-        self._folder.begin(to_values(config), self.device, self.world.size)
+        config, began, before = self.config, time.monotonic(), self.seconds
+        self.begin()
         with (TrainingProgress(config.steps, self.step, self.console) as progress, self._board() as board):
             while self.step < config.steps and not self._is_over():
-                losses.append(self.train_step())
+                self.train_step()
                 self.seconds = before + time.monotonic() - began
                 progress.step(self.step)
-                if values := self._figures(losses):
+                if values := self._figures():
                     self._note(values, board, progress)
                 if self._due():
                     self._save_and_draw()
         self._save_and_draw()
         self.world.wait()
+
+    def begin(self) -> None:
+        """Write the settings, and where they are trained, if there is a folder for it; `run` does so itself."""
+        self._folder.begin(to_values(self.config), self.device, self.world.size)
 
     def stop(self) -> None:
         """Make `run` end after the step that it is at, in all processes."""
@@ -127,14 +133,14 @@ class FlowTrainer:
         self.objective.after_step()
         self.average.update(self.module)
         self.step += 1
+        self._losses.append(loss)
         return loss
 
     @property
     def learning_rate(self) -> float:
         """Rate of the step to come."""
-        config = self.config
-        factor = SCHEDULES[config.schedule](self.step, config.steps, config.warm_up, config.final_rate)
-        return config.learning_rate * factor
+        factor = SCHEDULES[(config := self.config).schedule]
+        return config.learning_rate * factor(self.step, config.steps, config.warm_up, config.final_rate)
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -152,7 +158,8 @@ class FlowTrainer:
         if best is None:
             self._keep()
         self._state.save(self._folder / RESUME, {'step': self.step, 'seconds': self.seconds,
-                                                 'identity': self._identity(),
+                                                 'identity': self._identity(), 'kept': self.kept,
+                                                 'losses': [loss.item() for loss in self._losses],
                                                  'points': [asdict(point) for point in self.points]})
         description = {**self.objective.describe(), 'config': to_values(self.config),
                        'environment': environment(self.device), 'processes': self.world.size,
@@ -177,6 +184,8 @@ class FlowTrainer:
             raise CheckpointError(f'{self.out / RESUME}: of another training: ' + '; '.join(different))
         self.step, self.seconds = numbers['step'], numbers['seconds']
         self.points = [Point(**point) for point in numbers['points']]
+        self.kept = numbers.get('kept', {})
+        self._losses = [torch.tensor(loss, device=self.device) for loss in numbers.get('losses', [])]
 
     def _check(self) -> None:
         check_device(self.config, self.device, self.objective.module)
@@ -238,14 +247,17 @@ class FlowTrainer:
     def _trained(self) -> list[nn.Parameter]:
         return [parameter for group in self.optimiser.param_groups for parameter in group['params']]
 
-    def _figures(self, losses: list[Tensor]) -> dict[str, float]:
-        """Return what is due at this step, and empty ``losses`` then."""
-        config, values = self.config, {}
-        last = self.step == config.steps
-        if self.step % config.log_every == 0 or last:
-            values |= {'loss': torch.stack(losses).mean().item(), 'learning_rate': self.optimiser.param_groups[0]['lr']}
-            losses.clear()
-        if self.step % config.validate_every == 0 or last:
+    def loss_figures(self) -> dict[str, float]:
+        """Return, at a step at which they are due, the mean loss since they were last due and the last rate."""
+        if self.step % self.config.log_every and self.step != self.config.steps:
+            return {}
+        losses, self._losses = self._losses, []
+        return {'loss': torch.stack(losses).mean().item(), 'learning_rate': self.optimiser.param_groups[0]['lr']}
+
+    def _figures(self) -> dict[str, float]:
+        """Return what is due at this step."""
+        values = self.loss_figures()
+        if self.step % self.config.validate_every == 0 or self.step == self.config.steps:
             values |= self.world.share(self.validate() if self.world.leads else None)
         return values
 

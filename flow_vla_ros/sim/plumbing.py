@@ -9,6 +9,7 @@ import numpy as np
 from rclpy.lifecycle import LifecycleNode
 
 from flow_vla_core.contract import Camera, RobotContract
+from flow_vla_core.errors import DataError
 from flow_vla_core.messages import decode_action, stamp_of
 from flow_vla_ros import codecs, qos
 
@@ -16,7 +17,7 @@ __all__ = ['CommandInbox', 'SensorOutbox']
 
 
 class CommandInbox:
-    """Keeps the newest command of every action part.
+    """Keeps the newest command of every action part; one that can't be read or isn't finite is dropped.
 
     Args:
         node: hosts the subscriptions.
@@ -49,9 +50,12 @@ class CommandInbox:
                                for name, place in self._contract.action_slices.items()])
 
     def _receive(self, part: object, message: object) -> None:
-        values = decode_action(message, part)
-        if not np.isfinite(values).all():
-            self._node.get_logger().warning(f'{part.topic}: dropped a command that is not finite')
+        try:
+            values = decode_action(message, part)
+            if not np.isfinite(values).all():
+                raise DataError(f'{part.topic}: not finite')
+        except DataError as error:
+            self._node.get_logger().warning(f'dropped a command: {error}', throttle_duration_sec=1.0)
             return
         stamp = stamp_of(message)
         self._values[part.name], self._stamps[part.name] = values, self._now() if stamp is None else stamp

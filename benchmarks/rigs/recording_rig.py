@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 import os
 from pathlib import Path
 import signal
@@ -11,9 +10,8 @@ import sys
 import time
 from typing import Any
 
-from camera_robot import contract_text, read_log
-import rclpy
-from rclpy.executors import SingleThreadedExecutor
+from rigs.camera_robot import contract_text, read_log
+from rigs.listener import Listener
 
 from flow_vla.msg import Episode
 from flow_vla.srv import StartEpisode, StopEpisode
@@ -50,13 +48,9 @@ class RecordingRig:
         words = [sys.executable, str(Path(__file__).with_name('camera_robot.py')), str(self._path), str(self.log),
                  '--noise', str(self._noise)]
         self.robot = subprocess.Popen(words, start_new_session=True)
-        self._context = rclpy.Context()
-        rclpy.init(context=self._context, domain_id=int(os.environ['ROS_DOMAIN_ID']))
-        self._node = rclpy.create_node('benchmark', context=self._context)
-        self._spinner = SingleThreadedExecutor(context=self._context)
-        self._spinner.add_node(self._node)
-        self._clients = {'start': self._node.create_client(StartEpisode, 'recorder/start'),
-                         'stop': self._node.create_client(StopEpisode, 'recorder/stop')}
+        self._listener = Listener('benchmark')
+        self._clients = {'start': self._listener.node.create_client(StartEpisode, 'recorder/start'),
+                         'stop': self._listener.node.create_client(StopEpisode, 'recorder/stop')}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -66,9 +60,7 @@ class RecordingRig:
         except subprocess.TimeoutExpired:
             self.robot.kill()
         finally:
-            self._spinner.shutdown()
-            self._node.destroy_node()
-            rclpy.shutdown(context=self._context)
+            self._listener.__exit__()
             self._processes.__exit__(None, None, None)
 
     def start_recorder(self, **parameters: Any) -> subprocess.Popen:
@@ -101,18 +93,12 @@ class RecordingRig:
     def _call(self, name: str, request: object) -> Any:
         """Ask until an answer comes; it is lost while the two ends still connect."""
         client, end = self._clients[name], time.monotonic() + START_SECONDS
-        self._wait(client.service_is_ready, START_SECONDS)
+        self._listener.wait(client.service_is_ready, START_SECONDS, f'the service recorder/{name}')
         while time.monotonic() < end:
             future = client.call_async(request)
-            if self._wait(future.done, ANSWER_SECONDS):
+            if self._listener.becomes_true(future.done, ANSWER_SECONDS):
                 return future.result()
         raise FlowVLAError(f'recorder/{name}: no answer')
-
-    def _wait(self, predicate: Callable[[], bool], seconds: float) -> bool:
-        end = time.monotonic() + seconds
-        while not predicate() and time.monotonic() < end:
-            self._spinner.spin_once(timeout_sec=0.05)
-        return predicate()
 
 
 def cpu_seconds(process: subprocess.Popen) -> float:
