@@ -170,9 +170,7 @@ class FlowVLA(nn.Module):
         if self.student is None:
             raise ConfigError(f'generator.family: {self.config.generator.family!r} learns from no teacher')
         for key in SHARED:
-            mine, theirs = getattr(self.config, key), getattr(teacher.config, key)
-            if mine != theirs:
-                raise ConfigError(f'policy.{key}: {mine!r}; the teacher has {theirs!r}')
+            _check_equal(f'policy.{key}', getattr(self.config, key), getattr(teacher.config, key), 'teacher')
         if (self.statistics, self.vocabulary) != (teacher.statistics, teacher.vocabulary):
             raise ConfigError('statistics and words must be those of the teacher')
         self.student.learn_from(_unrefined(teacher.generator))
@@ -180,6 +178,33 @@ class FlowVLA(nn.Module):
             if name != 'generator':
                 part.load_state_dict(getattr(teacher, name).state_dict())
                 part.requires_grad_(False)
+
+    def begin_as(self, other: FlowVLA) -> None:
+        """Take the weights of a trained policy, to learn on. Words that it does not know keep theirs.
+
+        Settings that give the weights no other shape, as ``generator.prefix_steps``, may differ.
+
+        Args:
+            other: of the same sizes and with the same statistics; its words come first among this policy's.
+
+        Raises:
+            ConfigError: if the two do not fit; names setting or weight.
+        """
+        _check_equal('generator.family', self.config.generator.family, other.config.generator.family, 'pretrained policy')
+        for key in ('horizon', 'state_scale', 'action_scale'):
+            _check_equal(f'policy.{key}', getattr(self.config, key), getattr(other.config, key), 'pretrained policy')
+        if self.statistics != other.statistics or self.vocabulary.words[:len(other.vocabulary.words)] != \
+                other.vocabulary.words:
+            raise ConfigError('statistics and words must be those of the pretrained policy')
+        mine, theirs = self.state_dict(), other.state_dict()
+        embedding = 'language.embed.weight'
+        theirs[embedding] = torch.cat([theirs[embedding], mine[embedding][len(other.vocabulary):]])
+        for name in mine | theirs:
+            shapes = [tuple(weights[name].shape) if name in weights else 'none' for weights in (mine, theirs)]
+            if shapes[0] != shapes[1]:
+                raise ConfigError(f'the settings give {name} the shape {shapes[0]}; the pretrained policy has '
+                                  f'{shapes[1]}')
+        self.load_state_dict(theirs)
 
     def loss(self, batch: Batch, actions: Tensor, mask: Tensor | None = None,
              generator: torch.Generator | None = None) -> Tensor:
@@ -251,6 +276,11 @@ class FlowVLA(nn.Module):
         state = torch.randn(count, contract.history, contract.state_dim, generator=generator)
         words = torch.randint(1, len(self.vocabulary), (count, 3), generator=generator)
         return Batch(images, state, words), torch.randn(count, config.horizon, contract.action_dim, generator=generator)
+
+
+def _check_equal(name: str, mine: object, theirs: object, owner: str) -> None:
+    if mine != theirs:
+        raise ConfigError(f'{name}: {mine!r}; the {owner} has {theirs!r}')
 
 
 def _unrefined(generator: Generator) -> Generator:

@@ -85,6 +85,47 @@ def test_datasets_are_weighed_and_counted_and_a_dry_run_writes_nothing(bags: Pat
         train('metaworld', [tmp_path / 'more', tmp_path / 'more' / '0'], tmp_path / 'other', settings, **usual)
 
 
+def test_a_pretrained_policy_is_learned_on_with_its_statistics_and_further_words(bags: Path, settings: str,
+                                                                                 tmp_path: Path) -> None:
+    usual = {'skip_unusable': True, 'threads': 1, 'workers': 1}
+    train('metaworld', [bags], tmp_path / 'first', settings, **usual)
+    first = tmp_path / 'first' / 'checkpoint'
+    for index in range(2):
+        record(tmp_path / 'more' / str(index), steps(9), {**MARKS, 'instruction': 'close a faucet'})
+    still = tmp_path / 'still.yaml'
+    still.write_text(yaml.safe_dump({**SMALL, 'steps': 1, 'learning_rate': 1e-30, 'weight_decay': 0.0, 'policy': {
+        **SMALL['policy'], 'generator': {'draws': 2, 'prefix_steps': 1}}}))
+    train('metaworld', [tmp_path / 'more'], tmp_path / 'second', str(still), pretrained=first, **usual)
+    before, after = load_checkpoint(first), load_checkpoint(tmp_path / 'second' / 'checkpoint')
+    assert after.config.generator.prefix_steps == 1
+    assert after.statistics == before.statistics
+    assert after.vocabulary.words == ('faucet', 'open', 'the', 'a', 'close')
+    assert after.vocabulary.encode('open the faucet') == before.vocabulary.encode('open the faucet')
+    old, new = before.state_dict(), after.state_dict()
+    for name in old:
+        torch.testing.assert_close(new[name][:len(old[name])] if old[name].ndim else new[name], old[name])
+    assert len(new['language.embed.weight']) == len(old['language.embed.weight']) + 2
+
+
+def test_what_does_not_fit_a_pretrained_policy_is_named(bags: Path, settings: str, tmp_path: Path) -> None:
+    usual = {'skip_unusable': True, 'threads': 1, 'workers': 1}
+    train('metaworld', [bags], tmp_path / 'first', settings, **usual)
+    start = tmp_path / 'first' / 'checkpoint'
+
+    def refused(pattern: str, **changes: object) -> None:
+        (tmp_path / 'other.yaml').write_text(yaml.safe_dump({**SMALL, 'policy': {**SMALL['policy'], **changes}}))
+        with pytest.raises(ConfigError, match=pattern):
+            train('metaworld', [bags], tmp_path / 'run', str(tmp_path / 'other.yaml'), pretrained=start, **usual)
+
+    refused('policy.horizon: 4; the pretrained policy has 3', horizon=4)
+    refused("policy.action_scale: 'standard'; .* 'quantile'", action_scale='standard')
+    refused("generator.family: 'regression'; .* 'flow_matching'", generator={'family': 'regression'})
+    refused(r'the settings give .* the shape \(.*12.*; the pretrained policy has \(.*8', condition_width=12)
+    assert not (tmp_path / 'run').exists()
+    with pytest.raises(ConfigError, match='--teacher and --pretrained: both'):
+        train('metaworld', [bags], tmp_path / 'run', settings, pretrained=start, teacher=start, **usual)
+
+
 def family(folder: Path, name: str) -> str:
     """Write the smallest settings of a family."""
     values = {**SMALL, 'policy': {**SMALL['policy'], 'generator': {'family': name}}}

@@ -51,6 +51,8 @@ def train(
         help='Settings: a file, or a name in config/train; without it the defaults.')] = None,
     teacher: Annotated[Path | None, typer.Option(
         help='Checkpoint of the policy that a family of students learns from and begins as.')] = None,
+    pretrained: Annotated[Path | None, typer.Option(
+        help='Checkpoint to go on learning from (fine-tuning): its weights, statistics and words.')] = None,
     resume: Annotated[bool, typer.Option(help='Go on from the last checkpoint in the folder of the run.')] = False,
     dry_run: Annotated[bool, typer.Option('--dry-run', help='Read the bags, show what would be trained, and end.')]
     = False,
@@ -87,7 +89,10 @@ def train(
     if not check_folder(out, resume or dry_run) and resume:
         raise ConfigError(f'{out} holds no run to go on with')
     robot = RobotContract.load(find_contract(contract))
+    if teacher is not None and pretrained is not None:
+        raise ConfigError('--teacher and --pretrained: both are given; allowed: one of them')
     master = _read_teacher(teacher, settings, robot)
+    start = None if pretrained is None else load_checkpoint(pretrained, robot)
     datasets = _parse_datasets(bags)
     cores = len(os.sched_getaffinity(0))
     torch.set_num_threads(threads or max(1, cores // int(os.environ.get('LOCAL_WORLD_SIZE', 1))))
@@ -97,7 +102,7 @@ def train(
         with world.first_alone():
             episodes = _read(datasets, robot, outcome or ['success'], workers or cores, skip_unusable, console,
                              _cache(cache, cache_limit), ReadOptions(cut, instruction, actions, lead))
-        objective = _objective(settings, robot, master, datasets, episodes)
+        objective = _objective(settings, robot, master, start, datasets, episodes)
         world.check_alike(objective.identity())
         if dry_run:
             print_plan(console, objective, settings, world.size)
@@ -168,8 +173,8 @@ def _read(datasets: Sequence[Dataset], contract: RobotContract, outcomes: Sequen
     return episodes
 
 
-def _objective(config: TrainConfig, contract: RobotContract, teacher: FlowVLA | None, datasets: Sequence[Dataset],
-               episodes: Sequence[Episode]) -> PolicyObjective:
+def _objective(config: TrainConfig, contract: RobotContract, teacher: FlowVLA | None, pretrained: FlowVLA | None,
+               datasets: Sequence[Dataset], episodes: Sequence[Episode]) -> PolicyObjective:
     """Hold out episodes of each dataset, and build the policy on the others."""
     learn, held = [], []
     for number in range(len(datasets)):
@@ -177,7 +182,7 @@ def _objective(config: TrainConfig, contract: RobotContract, teacher: FlowVLA | 
         for found, part in zip((learn, held), hold_out(some, config.holdout, config.seed)):
             found += part
     shape = (config.policy.horizon, contract.history)
-    return PolicyObjective(build_policy(config, contract, learn, teacher), Windows(learn, *shape),
+    return PolicyObjective(build_policy(config, contract, learn, teacher, pretrained), Windows(learn, *shape),
                            Windows(held, *shape) if held else None, config, datasets)
 
 
@@ -187,24 +192,6 @@ def _cache(folder: str | None, limit: float) -> EpisodeCache | None:
     return EpisodeCache(default_cache() if folder is None else Path(folder), round(limit * 1e9) or None)
 
 
-<<<<<<< HEAD
-def _check_folder(out: Path, resume: bool) -> None:
-    existing = next(path for path in (out, *out.absolute().parents) if path.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise ConfigError(f'{out}: {existing} {"can not be written" if existing.is_dir() else "is no folder"}')
-    if (out / RESUME).exists() and not resume:
-        raise ConfigError(f'{out} holds a run already; go on with --resume, or choose another folder')
-
-
-def _device(name: str) -> str:
-    allowed = ('auto', 'cpu', 'cuda')
-    if name not in allowed:
-        raise ConfigError(f'no device {name!r}; {closest(name, allowed)}')
-    return name if name != 'auto' else 'cuda' if torch.cuda.is_available() else 'cpu'
-
-
-=======
->>>>>>> h-train
 @contextmanager
 def _stop_on_signals(trainer: FlowTrainer) -> Iterator[None]:
     """Let SIGINT and SIGTERM end the training after the step that it is at, with everything saved."""

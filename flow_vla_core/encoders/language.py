@@ -21,7 +21,7 @@ class Vocabulary:
     """Numbers the words that a policy was trained on; 0 is padding and 1 stands for an empty instruction.
 
     Args:
-        words: known words, sorted.
+        words: known words; word i has the number 2 + i.
 
     Example:
         >>> Vocabulary.from_instructions(['open the door', 'close the door']).encode('Close the door!')
@@ -34,6 +34,10 @@ class Vocabulary:
     def from_instructions(cls, instructions: Iterable[str]) -> Vocabulary:
         """Collect the words of some instructions."""
         return cls(tuple(sorted({word for text in instructions for word in _split(text)})))
+
+    def with_words(self, words: Iterable[str]) -> Vocabulary:
+        """Return this vocabulary with further words after its own, which keep their numbers."""
+        return Vocabulary(self.words + tuple(sorted(set(words) - set(self.words))))
 
     def __len__(self) -> int:
         return FIRST + len(self.words)

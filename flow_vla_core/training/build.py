@@ -18,25 +18,35 @@ __all__ = ['build_policy', 'seeded']
 
 
 def build_policy(config: TrainConfig, contract: RobotContract, episodes: Sequence[Episode],
-                 teacher: FlowVLA | None = None, words: Sequence[str] = ()) -> FlowVLA:
-    """Make an untrained policy with the statistics and the words of the episodes, or with those of its teacher.
+                 teacher: FlowVLA | None = None, pretrained: FlowVLA | None = None,
+                 words: Sequence[str] = ()) -> FlowVLA:
+    """Make a policy to be trained, with the statistics and the words of the episodes, or with those of its teacher.
+
+    One that begins as a pretrained policy keeps that policy's statistics, which its weights have learned with, and its
+    words; words that are new follow them.
 
     Args:
         config: of the training; the seed gives the weights.
         contract: of the robot.
         episodes: to be trained on.
         teacher: for a family that learns from one.
+        pretrained: whose weights are learned on; not together with a teacher.
         words: further instructions whose words the policy is to know, without a teacher.
 
     Raises:
-        ConfigError: if the teacher does not fit; names the setting.
+        ConfigError: if teacher or pretrained policy does not fit; names the setting.
     """
-    statistics, vocabulary = (_describe(episodes, words) if teacher is None
-                              else (teacher.statistics, teacher.vocabulary))
+    statistics, vocabulary = _describe(episodes, words)
+    if teacher is not None:
+        statistics, vocabulary = teacher.statistics, teacher.vocabulary
+    if pretrained is not None:
+        statistics, vocabulary = pretrained.statistics, pretrained.vocabulary.with_words(vocabulary.words)
     with seeded(config.seed):
         policy = FlowVLA.create(config.policy, contract, statistics, vocabulary)
         if teacher is not None:
             policy.learn_from(teacher)
+        if pretrained is not None:
+            policy.begin_as(pretrained)
     return policy
 
 

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from datetime import datetime, timezone
 import io
 import json
+import os
 from pathlib import Path
 import shlex
 import sys
@@ -90,7 +91,14 @@ class RunFolder:
 
 
 def check_folder(folder: Path, resume: bool) -> bool:
-    """Tell whether a folder holds a run, which is to be gone on with then. Raise `ConfigError` if it is not."""
+    """Tell whether a folder holds a run.
+
+    Raises:
+        ConfigError: if it does and the training is not to go on with it, or if the folder can't be written.
+    """
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise ConfigError(f'{folder}: {existing} {"can not be written" if existing.is_dir() else "is no folder"}')
     recover_folder(folder / RESUME)
     there = (folder / RESUME).exists()
     if there and not resume:
