@@ -58,7 +58,10 @@ def capture_demos(
     for name in names:
         if name not in tasks_of(robot):
             raise ConfigError(f'--tasks: no task {name!r}; {closest(name, tasks_of(robot))}')
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f'--out {out}: {error.strerror}') from error
     if direct:
         from flow_vla_ros.direct_capture import DirectRecorder, record_all
         recorder = DirectRecorder(robot, noise, hold_steps)

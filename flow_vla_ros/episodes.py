@@ -170,7 +170,7 @@ class Episodes:
     def look_after(self) -> None:
         """Take note of a recording that had to end by itself."""
         if self.recording is not None and self.recording.failure is not None:
-            self._fail(self.recording.failure)
+            self.fail(self.recording.failure)
 
     def lost(self, taps: TopicTaps) -> Counter[str]:
         """Count the messages of each topic that were lost since the present episode began."""
@@ -208,13 +208,14 @@ class Episodes:
         self.kept += 1
         self.last = _Last(self.last.instruction, self.last.task, recording.writer.folder)
 
-    def _fail(self, error: RecordError) -> None:
+    def fail(self, error: RecordError) -> None:
+        """End the present episode because of an error; it is kept, with its outcome as it was marked."""
         self._node.get_logger().error(f'recording ended: {error}')
         recording, self.recording, self.failure = self.recording, None, error
         self.episode.event = Episode.ENDED
         self._publish()
         try:
-            recording.close({})
+            recording.close({'outcome': OUTCOMES.get(self.episode.outcome, 'unknown')})
         except RecordError:
             pass  # the same one
 

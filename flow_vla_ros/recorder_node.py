@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 import sys
 
+from rclpy.clock import JumpThreshold, TimeJump
+from rclpy.duration import Duration
 from std_srvs.srv import Trigger
 
 from flow_vla.msg import Episode
@@ -29,6 +31,7 @@ __all__ = ['RecorderNode', 'main', 'next_folder']
 OPTIONAL = (('action_chunk', 'flow_vla/msg/ActionChunk'), ('teleop/action_chunk', 'flow_vla/msg/ActionChunk'),
             (STATUS_TOPIC, 'flow_vla/msg/ExecutionStatus'))
 MEGABYTE = 2 ** 20
+JUMP = JumpThreshold(min_forward=None, min_backward=Duration(seconds=-1), on_clock_change=False)
 SWITCH_SECONDS = 0.001  # the writer waits so long at most for the thread that receives
 
 
@@ -82,6 +85,7 @@ class RecorderNode(FlowLifecycleNode):
         self.create_service(Trigger, '~/check', self._on_check)
         self.create_timer(1 / parameters.status_hz, self._report, clock=wall_clock())
         self.create_timer(1.0, self._look_after, clock=wall_clock())
+        self._jumps = self.get_clock().create_jump_callback(JUMP, post_callback=self._on_jump)
 
     def on_start(self) -> None:
         """Count anew what is kept."""
@@ -91,6 +95,17 @@ class RecorderNode(FlowLifecycleNode):
         """End an episode that is being recorded; it is kept, its outcome as it was marked."""
         if self._episodes.running:
             self._finish(True, Episode.UNKNOWN)
+
+    def on_teardown(self) -> None:
+        """Listen to the clock no more."""
+        self._jumps.unregister()
+
+    def _on_jump(self, jump: TimeJump) -> None:
+        """End an episode: what follows has times that it has had already, and would be read in between."""
+        if self._episodes.running:
+            self._episodes.fail(RecordError(f'ROS time went back by {-jump.delta.nanoseconds / 1e9:.3f} s; the episode '
+                                            'ends there', Code.CLOCK_JUMP))
+            self._report()
 
     def _topics(self, extra: list[str]) -> dict[str, str]:
         contract = self._contract

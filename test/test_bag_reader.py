@@ -17,7 +17,7 @@ import yaml
 
 from flow_vla_core.align import Synchroniser
 from flow_vla_core.data import find_bags, read_episode, read_metadata
-from flow_vla_core.data.bag_reader import Bag, BagMessage, header_stamp, read_bag
+from flow_vla_core.data.bag_reader import Bag, BagMessage, header_stamp, open_bag, read_bag
 from flow_vla_core.data.storage import Storage
 from flow_vla_core.data.typestore import typestore
 from flow_vla_core.errors import DataError
@@ -285,6 +285,26 @@ def test_a_cut_bag_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> 
     with caplog.at_level(logging.WARNING):
         assert not read_episode(bag, CONTRACT).complete
     assert f'{bag}: read as far as it goes: bag_0.mcap: cut off' in caplog.text
+
+
+@pytest.mark.parametrize('closed', [True, False], ids=['closed', 'killed'])
+def test_marks_are_read_from_the_file_where_the_metadata_do_not_tell_them(tmp_path: Path, closed: bool) -> None:
+    marks = {**MARKS, 'outcome': 'failure'}
+    bag = record(tmp_path / 'bag', steps(4), marks, close=closed)
+    file = next(bag.glob('*.mcap'))
+    assert open_bag(file).marks == marks
+    (bag / 'metadata.yaml').write_text('a: [')
+    assert open_bag(bag).marks == marks
+    if closed:  # of the other one no message has reached the file
+        episode = read_episode(bag, CONTRACT)
+        assert (episode.outcome, episode.instruction, episode.task) == ('failure', 'open the faucet', 'faucet-open')
+
+
+def test_what_metadata_tell_counts_before_what_stands_in_the_file(tmp_path: Path) -> None:
+    bag = record(tmp_path / 'bag', steps(4))
+    text = (bag / 'metadata.yaml').read_text()
+    (bag / 'metadata.yaml').write_text(text.replace('outcome: success', 'outcome: failure'))
+    assert open_bag(bag).marks['outcome'] == 'failure'
 
 
 def test_several_files_make_one_bag(tmp_path: Path) -> None:

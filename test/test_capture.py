@@ -120,6 +120,12 @@ def test_a_direct_episode_without_success_leaves_nothing(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / 'file').touch()
+    with pytest.raises(ConfigError, match='file/bags: Not a directory'):
+        capture_demos(tmp_path / 'file' / 'bags', contract='metaworld')
+
+
 def test_an_unknown_task_is_named(tmp_path):
     with pytest.raises(ConfigError, match="did you mean 'coffee-button'"):
         capture_demos(**{**STEPS, 'out': tmp_path, 'tasks': 'coffee-buton', 'episodes': 1})

@@ -13,11 +13,13 @@ import pytest
 pytest.importorskip('rclpy', reason='rclpy is not installed')
 
 from bag_tools import fill_disk
+from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray
 import numpy as np
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from ros_graph import RosGraph
+from rosgraph_msgs.msg import Clock
 from std_msgs.msg import String
 import yaml
 
@@ -28,7 +30,7 @@ from flow_vla_core.data import read_episode, read_metadata
 from flow_vla_core.data.bag_reader import read_bag
 from flow_vla_core.errors import Code
 from flow_vla_ros.codecs import encode_action, encode_image, encode_state, message_type
-from flow_vla_ros.qos import LATCHED, RECORD, SENSOR
+from flow_vla_ros.qos import CLOCK, LATCHED, RECORD, SENSOR
 from flow_vla_ros.recorder_node import RecorderNode
 
 CONTRACT = RobotContract.load(find_contract('metaworld'))
@@ -220,6 +222,28 @@ def test_a_disk_that_gets_full_at_the_stop_is_reported(graph: RosGraph, tmp_path
     rig.robot.step(0)
     assert rig.stop().code == Code.DISK_FULL
     assert rig.stop().code == Code.NOT_RECORDING
+
+
+def test_an_episode_ends_where_the_clock_is_set_back(graph: RosGraph, tmp_path: Path) -> None:
+    rig = Rig(graph, tmp_path)
+    rig.node.set_parameters([Parameter('use_sim_time', value=True)])
+    clock = graph.outbox(Clock, '/clock', CLOCK, readers=2)
+
+    def run_to(second: int) -> None:
+        clock.publish(Clock(clock=Time(sec=second)))
+        graph.spin_until(lambda: rig.node.get_clock().now().nanoseconds == second * 10 ** 9)
+
+    run_to(100)
+    rig.begin()
+    rig.robot.step(0)
+    run_to(103)
+    assert rig.node._episodes.running
+    run_to(20)
+    refused = rig.stop()
+    assert (refused.success, refused.code) == (False, Code.CLOCK_JUMP)
+    assert 'ROS time went back by 83.000 s' in refused.message
+    assert read_bag(tmp_path / 'episode_000001').complete
+    assert rig.begin().id == 'episode_000002'
 
 
 def test_a_stop_waits_for_a_stream_that_lags_behind(graph: RosGraph, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import struct
 from typing import Any
 
-from flow_vla_core.data.bags import storage_files, try_information
+from flow_vla_core.data.bags import MARKS, storage_files, try_information
 from flow_vla_core.data.compression import decompress, decompress_file
 from flow_vla_core.data.mcap_storage import McapStorage
 from flow_vla_core.data.storage import BagMessage, SqliteStorage, Storage
@@ -25,7 +25,7 @@ class Bag:
 
     Args:
         path: the rosbag2 folder, or a single file.
-        marks: the custom data of its metadata.
+        marks: what we said about it: the custom data of its metadata, or what stands in the file.
         storages: its files.
         problems: what is wrong with it besides.
         compressed: whether each message is compressed by itself.
@@ -177,7 +177,7 @@ def open_bag(path: Path) -> Bag:
     """Open a rosbag2 folder, or a single file of one (``.mcap``, ``.db3``, either with ``.zstd``).
 
     Storage is MCAP or sqlite3, in one file or several, compressed by chunk, by message or by file. What is damaged
-    stands in `Bag.problems`; what can be read of it is read.
+    stands in `Bag.problems`; what can be read of it is read. Marks that its metadata do not tell are those in the file.
 
     Raises:
         DataError: if it is no bag, or nothing in it can be read.
@@ -190,7 +190,9 @@ def open_bag(path: Path) -> Bag:
             storages.append(_open_storage(file))
         except DataError as error:
             problems.append(in_one_line(error))
-    marks = {str(key): str(value) for key, value in (information.get('custom_data') or {}).items()}
+    told = information.get('custom_data') or {
+        key: value for storage in storages for key, value in storage.metadata.get(MARKS, {}).items()}
+    marks = {str(key): str(value) for key, value in told.items()}
     if not any(storage.types for storage in storages):
         raise DataError(f'{path}: no messages{": " if problems else ""}{"; ".join(problems)}')
     return Bag(path, marks, storages, problems, str(information.get('compression_mode')).lower() == 'message')

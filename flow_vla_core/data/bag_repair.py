@@ -17,8 +17,7 @@ from mcap.writer import MCAP0_MAGIC
 import yaml
 
 from flow_vla_core.data.bag_metadata import BagDescription, FilePart, Topic, write_description
-from flow_vla_core.data.bag_writer import MARKS
-from flow_vla_core.data.bags import read_metadata
+from flow_vla_core.data.bags import MARKS, read_metadata
 from flow_vla_core.data.mcap_repair import rebuild
 from flow_vla_core.errors import DataError, DiskFull, FlowVLAError, RecordError
 

@@ -13,15 +13,15 @@ import time
 import yaml
 
 from flow_vla_core.data.bag_metadata import BagDescription, FilePart, Topic, sync_folder, write_description
+from flow_vla_core.data.bags import MARKS
 from flow_vla_core.data.mcap_file import COMPRESSIONS, McapFile
 from flow_vla_core.data.typestore import full_name, schema
 from flow_vla_core.errors import DataError, DiskFull, RecordError
 
-__all__ = ['COMPRESSIONS', 'MARKS', 'EpisodeWriter', 'Topic', 'delete_bag']
+__all__ = ['COMPRESSIONS', 'EpisodeWriter', 'Topic', 'delete_bag']
 
 FLUSH_SECONDS = 0.25        # a part of what a crash may cost; the rest is on its way to here
 CHUNK_BYTES = 2 ** 20       # small enough for whoever reads a bag with random access
-MARKS = 'flow_vla'          # name of the metadata in the file that holds our marks
 
 
 class _Sink:

@@ -11,12 +11,13 @@ import yaml
 
 from flow_vla_core.errors import DataError, in_one_line
 
-__all__ = ['STORAGES', 'find_bags', 'need_bags', 'read_information', 'read_metadata', 'storage_files',
+__all__ = ['MARKS', 'STORAGES', 'find_bags', 'need_bags', 'read_information', 'read_metadata', 'storage_files',
            'try_information']
 
 STORAGES = ('.mcap', '.db3', '.mcap.zstd', '.db3.zstd')
 METADATA_LIMIT = 2 ** 24  # bytes
 METADATA = 'metadata.yaml'
+MARKS = 'flow_vla'  # name of the metadata inside of an MCAP file that holds our marks
 
 
 def find_bags(folder: Path) -> list[Path]:

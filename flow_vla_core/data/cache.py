@@ -29,7 +29,7 @@ from flow_vla_core.errors import DataError
 
 __all__ = ['EpisodeCache', 'default_cache']
 
-FORMAT = 1  # counts up when the files or what stands in them change
+FORMAT = 2  # counts up when the files, what stands in them or the rules of reading change
 DESCRIPTION = 'episodes.json'
 VECTORS = ('stamps', 'state', 'actions', 'actors')
 

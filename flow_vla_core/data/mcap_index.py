@@ -18,6 +18,7 @@ from flow_vla_core.data.mcap_records import (
     MAGIC,
     MESSAGE,
     METADATA,
+    METADATA_INDEX,
     PREFIX,
     SCHEMA,
     Channel,
@@ -27,6 +28,7 @@ from flow_vla_core.data.mcap_records import (
     parse_chunk,
     parse_chunk_index,
     parse_metadata,
+    parse_metadata_index,
     parse_schema,
     parse_times,
     records,
@@ -37,6 +39,7 @@ from flow_vla_core.errors import DataError
 __all__ = ['McapIndex', 'read_index', 'take']
 
 FOOTER_SIZE = 20
+MOST_METADATA, METADATA_SIZE = 100, 2 ** 20  # records, and bytes of each, that are read
 RUN = 2 ** 20  # bytes of messages outside of chunks that are read at once
 
 
@@ -49,12 +52,14 @@ class McapIndex:
         channels: number -> channel.
         spans: where messages stand.
         metadata: name -> pairs.
+        places: offset and length of metadata that is not read yet.
     """
 
     schemas: dict[int, Schema] = field(default_factory=dict)
     channels: dict[int, Channel] = field(default_factory=dict)
     spans: list[Span] = field(default_factory=list)
     metadata: dict[str, dict[str, str]] = field(default_factory=dict)
+    places: list[tuple[int, int]] = field(default_factory=list)
 
     def note(self, opcode: int, content: memoryview) -> None:
         """Take in a record; those that say nothing about where messages stand are passed over."""
@@ -69,6 +74,8 @@ class McapIndex:
         elif opcode == METADATA:
             name, pairs = parse_metadata(content)
             self.metadata[name] = pairs
+        elif opcode == METADATA_INDEX:
+            self.places.append(parse_metadata_index(content))
 
 
 def read_index(file: IO[bytes], damaged: Callable[[str], None]) -> McapIndex:
@@ -89,6 +96,7 @@ def read_index(file: IO[bytes], damaged: Callable[[str], None]) -> McapIndex:
     if problem is not None:
         damaged(problem)
     if problem is None and index.spans and index.channels:
+        _read_metadata(file, size, index, damaged)
         return index
     return _scan(file, size, damaged)
 
@@ -120,6 +128,20 @@ def _read_summary(file: IO[bytes], size: int, index: McapIndex) -> str | None:
         return f'its index is damaged: {error}'
     sound = all(span.offset + span.length <= start and span.start <= span.end <= LATEST for span in index.spans)
     return None if sound else 'its index is damaged'
+
+
+def _read_metadata(file: IO[bytes], size: int, index: McapIndex, damaged: Callable[[str], None]) -> None:
+    """Read the last metadata that an index names, in the order of the file."""
+    for offset, length in sorted(index.places)[-MOST_METADATA:]:
+        try:
+            if offset + length > size or length > METADATA_SIZE:
+                raise DataError('the index does not fit')
+            content = memoryview(take(file, offset, length))
+            for opcode, begin, end in records(content):
+                if opcode == METADATA:
+                    index.note(opcode, content[begin:end])
+        except (DataError, struct.error) as error:
+            damaged(f'metadata at byte {offset}: {error}')
 
 
 def _scan(file: IO[bytes], size: int, damaged: Callable[[str], None]) -> McapIndex:

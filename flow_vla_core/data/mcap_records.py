@@ -12,11 +12,12 @@ from flow_vla_core.data.compression import decompress
 from flow_vla_core.errors import DataError
 
 __all__ = ['CHANNEL', 'CHUNK', 'CHUNK_INDEX', 'DATA_END', 'FOOTER', 'MAGIC', 'MESSAGE', 'MESSAGE_HEAD', 'METADATA',
-           'PREFIX', 'SCHEMA', 'Channel', 'Schema', 'Span', 'parse_channel', 'parse_chunk', 'parse_chunk_index',
-           'parse_message', 'parse_metadata', 'parse_schema', 'parse_times', 'records']
+           'METADATA_INDEX', 'PREFIX', 'SCHEMA', 'Channel', 'Schema', 'Span', 'parse_channel', 'parse_chunk',
+           'parse_chunk_index', 'parse_message', 'parse_metadata', 'parse_metadata_index', 'parse_schema',
+           'parse_times', 'records']
 
 MAGIC = b'\x89MCAP0\r\n'
-FOOTER, SCHEMA, CHANNEL, MESSAGE, CHUNK, CHUNK_INDEX, METADATA, DATA_END = 2, 3, 4, 5, 6, 8, 12, 15
+FOOTER, SCHEMA, CHANNEL, MESSAGE, CHUNK, CHUNK_INDEX, METADATA, METADATA_INDEX, DATA_END = 2, 3, 4, 5, 6, 8, 12, 13, 15
 PREFIX = struct.Struct('<BQ')
 MESSAGE_HEAD = struct.Struct('<HIQQ')
 CHUNK_HEAD = struct.Struct('<QQQI')
@@ -127,6 +128,13 @@ def parse_metadata(content: memoryview) -> tuple[str, dict[str, str]]:
         key = fields.text()
         pairs[key] = fields.text()
     return name, pairs
+
+
+def parse_metadata_index(content: memoryview) -> tuple[int, int]:
+    """Return where a metadata record stands: offset and length, bytes."""
+    if len(content) < 16:
+        raise DataError('an index is cut off')
+    return struct.unpack_from('<QQ', content)
 
 
 class _Fields:
