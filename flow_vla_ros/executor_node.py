@@ -17,6 +17,7 @@ from flow_vla.msg import ExecutionStatus
 from flow_vla_core.contract import RobotContract, find_contract
 from flow_vla_core.errors import ActionNotFinite, ChunkError, ChunkJump, Code, ConfigError
 from flow_vla_core.execution import Authority, ChunkFollower, Command
+from flow_vla_core.execution.interpolation import INTERPOLATIONS
 from flow_vla_core.types import Actor
 from flow_vla_ros import codecs, qos
 from flow_vla_ros.command_bridge import CommandBridge
@@ -57,7 +58,8 @@ class ExecutorNode(FlowLifecycleNode):
                   choices=('asynchronous', 'synchronous', 'ensembling')),
         Parameter('execute', 0, 'actions of a chunk that the synchronous schedule executes; 0: all', minimum=0,
                   maximum=1000),
-        Parameter('interpolation', 'linear', 'between the steps of a chunk', choices=('linear', 'cubic', 'hold')),
+        Parameter('interpolation', 'auto', 'between the steps of a chunk; auto: cubic for what is driven by position, '
+                  'linear for velocities', choices=INTERPOLATIONS),
         Parameter('future_tolerance', -1.0, 'a chunk may be stamped so far ahead of the clock, s; -1: one policy step',
                   minimum=-1.0, maximum=10.0),
         Parameter('trust', 0.0, 'a chunk is followed up to this age, s; 0: to its end', minimum=0.0, maximum=60.0),

@@ -38,7 +38,7 @@ class ChunkFollower:
         contract: says the parts of the action vector and their limits.
         control_hz: of `command`; the contract's if None.
         schedule: which actions of which chunks are due: ``asynchronous``, ``synchronous`` or ``ensembling``.
-        interpolation: between actions: ``linear``, ``cubic`` or ``hold``.
+        interpolation: between actions: ``auto``, ``linear``, ``cubic`` or ``hold``, as of `Interpolator`.
         future_tolerance: a chunk may be stamped this far ahead of the clock, ns; one policy step if None.
         trust: a chunk is followed for so long after its first action is due, ns; to its end if None.
         execute: actions of a chunk that ``synchronous`` executes; all if None.
@@ -60,7 +60,7 @@ class ChunkFollower:
     """
 
     def __init__(self, contract: RobotContract, *, control_hz: float | None = None,
-                 schedule: ScheduleName = 'asynchronous', interpolation: InterpolationName = 'linear',
+                 schedule: ScheduleName = 'asynchronous', interpolation: InterpolationName = 'auto',
                  future_tolerance: int | None = None, trust: int | None = None, execute: int | None = None,
                  least_confidence: float = 0.0, careful_below: float = 0.0) -> None:
         self._contract, self._trust = contract, trust
