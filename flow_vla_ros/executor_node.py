@@ -72,7 +72,7 @@ class ExecutorNode(FlowLifecycleNode):
         Parameter('echo_topic', '', 'must keep coming, such as the state of a controller; none if empty'),
         Parameter('echo_type', 'sensor_msgs/JointState', 'type of the messages on echo_topic'),
         Parameter('echo_timeout', 0.5, 'longest silence on echo_topic, s', minimum=0.01, maximum=60.0),
-        Parameter('priority', 0, 'of the control loop: SCHED_FIFO, 1 to 99; 0: as an ordinary process', minimum=0,
+        Parameter('priority', 0, 'of the whole process: SCHED_FIFO, 1 to 99; 0: as an ordinary process', minimum=0,
                   maximum=99),
         Parameter('lock_memory', False, 'keep the whole process in memory'),
         Parameter('status_hz', 10.0, 'rate of ~/status, Hz', minimum=0.1, maximum=100.0),
@@ -131,6 +131,7 @@ class ExecutorNode(FlowLifecycleNode):
         self._follower.clear()
         self._report.clear()
         self._authority.clear()
+        self._echo_watch.clear()
         gc.disable()
         self._timers_of_activity = [
             self.create_timer(self._period, self._tick),
