@@ -73,6 +73,7 @@ class ChunkFollower:
         self._schedule = make_schedule(schedule, self._interpolator.rotations, execute)
         limiters = [make_limiter(part, self._period, contract.rates.policy_dt) for part in contract.actions]
         self._parts = list(zip(contract.actions, contract.action_slices.values(), limiters))
+        self._names = tuple(part.name for part in contract.actions)
         self._rates = np.concatenate([np.full(part.dim, part.kind in RATES) for part in contract.actions])
         self._sources = [measured_by(part, contract) for part in contract.actions]
         self._clock, self._speed, self._stopped = PlanClock(), 1.0, False
@@ -211,13 +212,14 @@ class ChunkFollower:
     def _follow(self, now: int, speed: float, elapsed: float, measured: Mapping[str, np.ndarray]) -> Command:
         goal = self._schedule.blend([self._asked_by(plan, now) for plan in self._plans if plan.end > now])
         goal = goal.slowed(speed, self._rates)
-        values = np.concatenate([limiter.follow(goal[place], elapsed, position_of(part, measured))
-                                 for part, place, limiter in self._parts])
-        wanted = np.concatenate([limiter.unlimited(goal[place]) for _, place, limiter in self._parts])
+        goals = [(part, goal[place], limiter) for part, place, limiter in self._parts]
+        values = np.concatenate([limiter.follow(wish, elapsed, position_of(part, measured))
+                                 for part, wish, limiter in goals])
+        wanted = np.concatenate([limiter.unlimited(wish) for _, wish, limiter in goals])
         limited = bool((np.abs(values - wanted) > ROUNDING * (1 + np.abs(wanted))).any())
         plan = self._plans[-1]
         step = min(int(self._steps(plan, now)), plan.chunk.horizon - 1)
-        return Command(values.astype(np.float32), tuple(part.name for part, _, _ in self._parts),
+        return Command(values.astype(np.float32), self._names,
                        ExecutionState.FOLLOWING, Code.OK, limited, plan.chunk.id, step, plan.chunk.stamp,
                        self._velocities(), plan.chunk.confidence, plan.delay, speed)
 
