@@ -70,7 +70,7 @@ class ExecutorNode(FlowLifecycleNode):
         Parameter('echo_topic', '', 'must keep coming, such as the state of a controller; none if empty'),
         Parameter('echo_type', 'sensor_msgs/JointState', 'type of the messages on echo_topic'),
         Parameter('echo_timeout', 0.5, 'longest silence on echo_topic, s', minimum=0.01, maximum=60.0),
-        Parameter('priority', 0, 'SCHED_FIFO of the whole process, 1 to 99; 0: as an ordinary one', minimum=0, maximum=99),
+        Parameter('priority', 0, 'SCHED_FIFO of the process, 1 to 99; 0: as an ordinary one', minimum=0, maximum=99),
         Parameter('lock_memory', False, 'keep the whole process in memory'),
         Parameter('status_hz', 10.0, 'rate of ~/status, Hz', minimum=0.1, maximum=100.0),
         Parameter('real_time_factor', 1.0, 'simulated seconds per second, for counting late ticks', minimum=0.01,
