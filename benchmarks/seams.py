@@ -150,7 +150,7 @@ def measure(
     checkpoint: Annotated[Path | None, typer.Option(help='folder of the policy; default: the shipped one')] = None,
     realtime: Annotated[str, typer.Option(help='comma-separated: none, guided, prefix')] = 'none,guided,prefix',
     latency: Annotated[float, typer.Option(min=0, help='by which every chunk is held back, s')] = 0.15,
-    interpolation: Annotated[str, typer.Option(help='linear, cubic or hold')] = 'cubic',
+    interpolation: Annotated[str, typer.Option(help='auto, linear, cubic or hold')] = 'auto',
     task: Annotated[str | None, typer.Option(help="default: the robot's first")] = None,
     seed: Annotated[int, typer.Option(min=0, help='of scene and noise')] = UNSEEN_SEED,
     steps: Annotated[int, typer.Option(min=1, help='policy steps after which it is over')] = 120,

@@ -95,7 +95,7 @@ ARGUMENTS = {
     'autostart': Argument('true', 'whether the nodes configure and activate themselves', bool, ('true', 'false')),
     'use_sim_time': Argument('false', 'whether time comes from /clock', bool, ('true', 'false')),
     'checkpoint': Argument('', 'folder of the trained policy; empty: the one that ships with flow_vla'),
-    'realtime': Argument('', 'how a chunk continues the one in force', str, ('', 'none', 'guided', 'prefix')),
+    'realtime': Argument('', 'how a chunk continues the one in force', str, ('', 'auto', 'none', 'guided', 'prefix')),
     'schedule': Argument('', 'which actions of which chunks are due', str,
                          ('', 'asynchronous', 'synchronous', 'ensembling')),
     'task': Argument('', 'task of the first scene'),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+from collections.abc import Callable
 import importlib
 import math
 
@@ -11,17 +12,17 @@ from geometry_msgs.msg import PoseStamped, TwistStamped
 import numpy as np
 from sensor_msgs.msg import CameraInfo, Image, JointState
 from std_msgs.msg import Float64MultiArray
-from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
+from trajectory_msgs.msg import JointTrajectory
 
 from flow_vla.msg import ActionChunk as ChunkMessage
-from flow_vla_core.contract import ActionPart, Camera, Goals, RobotContract, StateStream, Trajectory
+from flow_vla_core.contract import ActionPart, Camera, Goals, RobotContract, StateStream
 from flow_vla_core.errors import ChunkContractMismatch, ChunkShape, ConfigError
 from flow_vla_core.types import ActionChunk
-from flow_vla_ros.trajectories import points_with_stop
+from flow_vla_ros.trajectories import TrajectoryEncoder
 
 __all__ = ['action_type', 'chunk_to_message', 'encode_action', 'encode_camera_info', 'encode_image',
-           'encode_joint_state', 'encode_pose', 'encode_state', 'from_time', 'message_to_chunk', 'message_type',
-           'to_duration', 'to_time']
+           'encode_joint_state', 'encode_pose', 'encode_state', 'encoder', 'from_time', 'message_to_chunk',
+           'message_type', 'to_duration', 'to_time']
 
 NANOSECONDS = 10 ** 9
 LINEAR, ANGULAR = ('x', 'y', 'z'), ('rx', 'ry', 'rz')
@@ -163,6 +164,17 @@ def encode_action(part: ActionPart, values: np.ndarray, stamp: int, *, reach_in:
     return ENCODERS[part.message](part, values, stamp, reach_in, velocities)
 
 
+def encoder(part: ActionPart, reach_in: int) -> Callable[[np.ndarray, np.ndarray | None, int], object]:
+    """Return what encodes commands of a part, (values, velocities, stamp), as `encode_action` does.
+
+    Each message is valid until the next one is encoded: a trajectory is built once and filled again.
+    """
+    if part.message == 'trajectory_msgs/JointTrajectory':
+        return TrajectoryEncoder(part, reach_in).encode
+    return lambda values, velocities, stamp: encode_action(part, values, stamp, reach_in=reach_in,
+                                                           velocities=velocities)
+
+
 def _encode_twist(part: ActionPart, values: np.ndarray, stamp: int, *_: object) -> TwistStamped:
     message = TwistStamped()
     message.header.stamp, message.header.frame_id = to_time(stamp), part.frame
@@ -180,16 +192,7 @@ def _encode_pose_action(part: ActionPart, values: np.ndarray, stamp: int, *_: ob
 
 def _encode_trajectory(part: ActionPart, values: np.ndarray, stamp: int, reach_in: int,
                        velocities: np.ndarray | None) -> JointTrajectory:
-    details = part.trajectory or Trajectory()
-    reach_in = reach_in if details.lead is None else round(details.lead * NANOSECONDS)
-    message = JointTrajectory(joint_names=list(part.names))
-    if part.kind == 'joint_velocity':
-        message.points = [JointTrajectoryPoint(velocities=_floats(values), time_from_start=to_duration(reach_in))]
-    else:
-        velocities = velocities if part.kind == 'joint_position' else None
-        message.points = points_with_stop(part.limits, values, velocities, reach_in)
-    message.header.stamp, message.header.frame_id = to_time(stamp if details.start == 'stamp' else 0), part.frame
-    return message
+    return TrajectoryEncoder(part, reach_in).encode(values, velocities, stamp)
 
 
 def _encode_numbers(part: ActionPart, values: np.ndarray, *_: object) -> Float64MultiArray:

@@ -43,12 +43,12 @@ class TopicOutlet(Outlet):
     """
 
     def __init__(self, node: Node, part: ActionPart, reach_in: int) -> None:
-        self._node, self._part, self._reach_in = node, part, reach_in
+        self._node, self._encode = node, codecs.encoder(part, reach_in)
         self._publisher = node.create_publisher(codecs.message_type(part.message), part.topic, qos.COMMAND)
 
     def encode(self, values: np.ndarray, velocities: np.ndarray | None, stamp: int) -> Any:
         """Encode the command."""
-        return codecs.encode_action(self._part, values, stamp, reach_in=self._reach_in, velocities=velocities)
+        return self._encode(values, velocities, stamp)
 
     def send(self, message: Any) -> None:
         """Publish it."""
@@ -121,10 +121,12 @@ class CommandBridge:
     """
 
     def __init__(self, node: Node, contract: RobotContract, control_hz: float | None = None) -> None:
-        self._contract = contract
+        self._dim = contract.action_dim
         reach_in = round(1e9 / (control_hz or contract.rates.control_hz))
-        self._outlets: list[Outlet] = [GoalOutlet(node, part) if part.is_action else TopicOutlet(node, part, reach_in)
-                                       for part in contract.actions]
+        self._outlets: list[tuple[str, slice, Outlet]] = [
+            (part.name, contract.action_slices[part.name],
+             GoalOutlet(node, part) if part.is_action else TopicOutlet(node, part, reach_in))
+            for part in contract.actions]
 
     def publish(self, values: np.ndarray, stamp: int, parts: Collection[str] | None = None,
                 velocities: np.ndarray | None = None) -> None:
@@ -143,8 +145,8 @@ class CommandBridge:
         if velocities is not None:
             self._check(velocities)
         messages = []
-        for outlet, part, place in zip(self._outlets, self._contract.actions, self._contract.action_slices.values()):
-            if parts is None or part.name in parts:
+        for name, place, outlet in self._outlets:
+            if parts is None or name in parts:
                 rates = None if velocities is None else velocities[place]
                 messages.append((outlet, outlet.encode(values[place], rates, stamp)))
         for outlet, message in messages:
@@ -153,9 +155,9 @@ class CommandBridge:
 
     def destroy(self) -> None:
         """Remove everything from the node."""
-        for outlet in self._outlets:
+        for _, _, outlet in self._outlets:
             outlet.destroy()
 
     def _check(self, values: np.ndarray) -> None:
-        if np.shape(values) != (self._contract.action_dim,) or not np.isfinite(values).all():
+        if np.shape(values) != (self._dim,) or not np.isfinite(values).all():
             raise ActionNotFinite(f'dropped a command, all parts of it: {np.array2string(np.asarray(values))}')

@@ -16,7 +16,7 @@ from flow_vla.msg import ActionChunk as ChunkMessage
 from flow_vla.msg import ExecutionStatus
 from flow_vla_core.contract import RobotContract, find_contract
 from flow_vla_core.errors import ActionNotFinite, ChunkError, ChunkJump, Code, ConfigError
-from flow_vla_core.execution import Authority, ChunkFollower, Command
+from flow_vla_core.execution import INTERPOLATIONS, Authority, ChunkFollower, Command
 from flow_vla_core.types import Actor
 from flow_vla_ros import codecs, qos
 from flow_vla_ros.command_bridge import CommandBridge
@@ -57,21 +57,20 @@ class ExecutorNode(FlowLifecycleNode):
                   choices=('asynchronous', 'synchronous', 'ensembling')),
         Parameter('execute', 0, 'actions of a chunk that the synchronous schedule executes; 0: all', minimum=0,
                   maximum=1000),
-        Parameter('interpolation', 'linear', 'between the steps of a chunk', choices=('linear', 'cubic', 'hold')),
+        Parameter('interpolation', 'auto', 'between the steps of a chunk; auto: cubic for what is driven by position, '
+                  'linear for velocities', choices=INTERPOLATIONS),
         Parameter('future_tolerance', -1.0, 'a chunk may be stamped so far ahead of the clock, s; -1: one policy step',
                   minimum=-1.0, maximum=10.0),
         Parameter('trust', 0.0, 'a chunk is followed up to this age, s; 0: to its end', minimum=0.0, maximum=60.0),
         Parameter('least_confidence', 0.0, 'a chunk that is less sure is refused', minimum=0.0, maximum=1.0),
-        Parameter('careful_below', 0.0, 'a chunk that is less sure is followed at half speed', minimum=0.0,
-                  maximum=1.0),
+        Parameter('careful_below', 0.0, 'a chunk that is less sure goes at half speed', minimum=0.0, maximum=1.0),
         Parameter('hand_back', 0.0, 'a person who sends nothing for so long has let go, s; 0: only by ~/release',
                   minimum=0.0, maximum=3600.0),
         Parameter('speed', 1.0, 'scale of all motion, may be set at any time; 0 holds', minimum=0.0, maximum=1.0),
         Parameter('echo_topic', '', 'must keep coming, such as the state of a controller; none if empty'),
         Parameter('echo_type', 'sensor_msgs/JointState', 'type of the messages on echo_topic'),
         Parameter('echo_timeout', 0.5, 'longest silence on echo_topic, s', minimum=0.01, maximum=60.0),
-        Parameter('priority', 0, 'of the control loop: SCHED_FIFO, 1 to 99; 0: as an ordinary process', minimum=0,
-                  maximum=99),
+        Parameter('priority', 0, 'SCHED_FIFO of the process, 1 to 99; 0: as an ordinary one', minimum=0, maximum=99),
         Parameter('lock_memory', False, 'keep the whole process in memory'),
         Parameter('status_hz', 10.0, 'rate of ~/status, Hz', minimum=0.1, maximum=100.0),
         Parameter('real_time_factor', 1.0, 'simulated seconds per second, for counting late ticks', minimum=0.01,
@@ -129,6 +128,7 @@ class ExecutorNode(FlowLifecycleNode):
         self._follower.clear()
         self._report.clear()
         self._authority.clear()
+        self._echo_watch.clear()
         gc.disable()
         self._timers_of_activity = [
             self.create_timer(self._period, self._tick),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import gc
-import math
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ from flow_vla.msg import ExecutionStatus, PolicyStatus
 from flow_vla_core.align import Aligned
 from flow_vla_core.contract import RobotContract, find_contract
 from flow_vla_core.errors import Code, InstructionMissing, ObservationError
-from flow_vla_core.execution.continuation import REALTIME, Succession
+from flow_vla_core.execution.continuation import ASKED, Succession, realtime_of
 from flow_vla_core.types import ActionChunk
 from flow_vla_ros import codecs, qos
 from flow_vla_ros.checkpoint_switch import CheckpointSwitch
@@ -23,6 +22,7 @@ from flow_vla_ros.inference import ActingEngine, Inference, Job, Outcome, Worker
 from flow_vla_ros.latency import DelayedWork, InjectedLatency
 from flow_vla_ros.lifecycle import FlowLifecycleNode, Parameter, Parameters, run
 from flow_vla_ros.observation_bridge import ObservationBridge
+from flow_vla_ros.policy_report import PolicyReport
 from flow_vla_ros.trace import Trace
 
 if TYPE_CHECKING:
@@ -72,8 +72,8 @@ class PolicyNode(FlowLifecycleNode):
         Parameter('seed', 0, 'of the noise that chunks are made from', minimum=0),
         Parameter('threads', 0, 'threads of torch; 0: as many as torch likes', minimum=0, maximum=256),
         Parameter('replan_steps', 5, 'policy steps from one chunk to the next', minimum=1, maximum=1000),
-        Parameter('realtime', 'none', 'how a chunk continues the one in force: not at all, by guided inference, or '
-                  'with its first actions set', choices=REALTIME),
+        Parameter('realtime', 'auto', 'how a chunk continues the one in force: not at all, by guided inference, or '
+                  'with its first actions set; auto: as the policy was trained to', choices=ASKED),
         Parameter('beta', 5.0, 'guided: largest weight of the guidance', minimum=0.0, maximum=1000.0),
         Parameter('delay_window', 10, 'last delays that the expected one is the longest of', minimum=1, maximum=1000),
         Parameter('budget', 0.0, 'time for a chunk, s; fewer solver steps are taken to keep it; 0: no limit',
@@ -103,12 +103,10 @@ class PolicyNode(FlowLifecycleNode):
         self._settings = parameters
         self._contract = RobotContract.load(find_contract(parameters.contract))
         engine = self._engine_factory(parameters, self._contract)
-        self._succession = Succession(self._contract, parameters.replan_steps, parameters.realtime,
-                                      parameters.delay_window)
+        self._succession = Succession(self._contract, parameters.replan_steps, window=parameters.delay_window)
         self._trace = Trace(parameters.trace_file, TRACE_COLUMNS)
         self._diagnostics = DiagnosticsOutbox(self, self._contract.label)
         self._status = self.create_publisher(PolicyStatus, '~/status', qos.STATUS)
-        self._forget()
         self.create_subscription(ExecutionStatus, 'executor/status', self._on_execution, qos.STATUS)
         self._shadow = _open_shadow(self, self._contract, parameters)
         self._chunks = None if self._shadow else self.create_publisher(ChunkMessage, 'action_chunk', qos.CHUNK)
@@ -120,6 +118,10 @@ class PolicyNode(FlowLifecycleNode):
         self._worker = Worker(self._work, self._wake.trigger)
         self._switch = CheckpointSwitch(self, self._inference, self._load, lambda: not self._worker.busy,
                                         self._on_change)
+        self._report = PolicyReport(self._bridge, self._switch, self._remarks, parameters.budget)
+        self._epoch += 1
+        self._realtime = ''
+        self._choose_realtime()
         if parameters.follow_checkpoints:
             self._switch.follow()
         if parameters.blank_images:
@@ -163,10 +165,7 @@ class PolicyNode(FlowLifecycleNode):
     def _forget(self) -> None:
         self._epoch += 1
         self._succession.forget()
-        self._published = 0
-        self._generation_ms = 0.0
-        self._delay, self._confidence, self._short = 0, math.nan, False
-        self._code, self._message = Code.STREAM_MISSING, 'nothing received yet'
+        self._report.clear()
 
     def _on_execution(self, status: ExecutionStatus) -> None:
         if status.source != ExecutionStatus.POLICY:
@@ -185,7 +184,7 @@ class PolicyNode(FlowLifecycleNode):
             due = self._succession.is_due(self._bridge.reference_time(), instruction)
             aligned = self._bridge.select() if due else None
         except ObservationError as error:
-            self._report(error.code, str(error))
+            self._note(error.code, str(error))
             return
         if aligned is not None:
             self._begin(aligned, instruction)
@@ -193,8 +192,8 @@ class PolicyNode(FlowLifecycleNode):
     def _begin(self, aligned: Aligned, instruction: str) -> None:
         self._succession.begin(aligned.stamp, instruction)
         rest, expected = self._succession.continuation(aligned.stamp, instruction), self._succession.delay
-        self._short = rest is not None and rest.delay < expected
-        if self._short:
+        self._report.short = rest is not None and rest.delay < expected
+        if self._report.short:
             self.get_logger().warning(f'the next chunk is expected {expected} steps late, what is left of the plan '
                                       f'bridges {rest.delay}', throttle_duration_sec=5.0)
         self._worker.submit(Job(aligned, instruction, self._epoch, *self._bridge.published(aligned), rest))
@@ -214,27 +213,35 @@ class PolicyNode(FlowLifecycleNode):
             if current and outcome.job.instruction == (self._bridge.instruction or ''):
                 if outcome.made is not None:
                     self._publish_chunk(outcome)
-                self._report(outcome.code, outcome.message)
+                self._note(outcome.code, outcome.message)
         self._switch.swap()
         self._consider()
 
     def _on_change(self, other_length: bool) -> None:
         if other_length:
             self._succession.forget()
+        self._choose_realtime()
         self._publish_status()
+
+    def _choose_realtime(self) -> None:
+        """Let chunks continue each other as asked, or as the engine in force does; in a shadow nothing is executed."""
+        asked = self._settings.realtime
+        chosen = 'none' if asked == 'auto' and self._shadow else realtime_of(asked, self._inference.engine)
+        if chosen != self._realtime:
+            self.get_logger().info(f'realtime: {chosen}' + (' (auto)' if asked == 'auto' else ''))
+        self._realtime = self._succession.realtime = chosen
 
     def _publish_chunk(self, outcome: Outcome) -> None:
         self._chunk_id += 1
-        self._published += 1
         job, made, took = outcome.job, outcome.made, outcome.ended - outcome.started
-        self._generation_ms, self._confidence = took * 1e-6, made.confidence
         continued = job.continuation.delay if job.continuation else 0
         chunk = ActionChunk(job.aligned.stamp, self._contract.rates.policy_dt_ns, made.actions, self._chunk_id,
                             job.instruction, took, continued, made.confidence)
         self._send(chunk)
-        self._delay = self._succession.publish(chunk, self.get_clock().now().nanoseconds)
+        delay = self._succession.publish(chunk, self.get_clock().now().nanoseconds)
+        self._report.publish(took, made.confidence, delay)
         self._trace.write((chunk.id, chunk.stamp, job.image_published, job.complete, outcome.started, outcome.ended,
-                           time.time_ns(), f'{self._generation_ms:.3f}', self._delay, continued,
+                           time.time_ns(), f'{self._report.generation_ms:.3f}', delay, continued,
                            f'{made.confidence:.3f}'))
 
     def _send(self, chunk: ActionChunk) -> None:
@@ -243,10 +250,8 @@ class PolicyNode(FlowLifecycleNode):
         else:
             self._chunks.publish(codecs.chunk_to_message(chunk, self._contract))
 
-    def _report(self, code: Code, message: str) -> None:
-        changed = code != self._code
-        self._code, self._message = code, message
-        if changed:
+    def _note(self, code: Code, message: str) -> None:
+        if self._report.note(code, message):
             log = self.get_logger()
             log.info('acting') if code == Code.OK else log.warning(f'not acting: {message}')
             self._publish_status()
@@ -256,49 +261,23 @@ class PolicyNode(FlowLifecycleNode):
             self._instruction()
             self._bridge.select()
         except ObservationError as error:
-            self._report(error.code, str(error))
+            self._note(error.code, str(error))
         self._bridge.log_changes()
         self._publish_status()
 
     def _publish_status(self) -> None:
-        ages, rates = self._bridge.ages(), self._bridge.rates()
-        state = PolicyStatus.RUNNING if self._code == Code.OK else PolicyStatus.WAITING
-        status = PolicyStatus(
-            state=state if self.active else PolicyStatus.INACTIVE, code=self._code, message=self._loud_message(),
-            checkpoint=self._switch.checkpoint, instruction=self._bridge.instruction or '', chunks=self._published,
-            generation_ms=self._generation_ms, streams=list(ages), stream_age=list(ages.values()),
-            stream_rate=[rates[name] for name in ages])
+        status = self._report.status(self.active)
         status.header.stamp = self.get_clock().now().to_msg()
         self._status.publish(status)
 
-    def _loud_message(self) -> str:
+    def _remarks(self) -> list[str]:
         loud = ['IMAGES ARE BLANKED.'] if self._settings.blank_images else []
-        loud += [f'{self._shadow.facts()}.'] if self._shadow else []
-        loud += [f'{self._switch.refusal}.'] if self._switch.refusal else []
-        return ' '.join(filter(None, (*loud, self._message or self._facts())))
-
-    def _facts(self) -> str:
-        """Say how the last chunk came."""
-        if not self._published:
-            return ''
-        words = [f'delay {self._delay} steps']
-        if not math.isnan(self._confidence):
-            words.append(f'confidence {self._confidence:.2f}')
-        if self._settings.budget:
-            words.append(f'{self._generation_ms:.0f} of {1e3 * self._settings.budget:.0f} ms')
-        if self._short:
-            words.append('the plan is too short to bridge the delay')
-        return ', '.join(words)
+        return loud + ([f'{self._shadow.facts()}.'] if self._shadow else [])
 
     def _publish_diagnostics(self) -> None:
         self._trace.flush()
-        ages, rates = self._bridge.ages(), self._bridge.rates()
-        healthy = self._code == Code.OK and not self._settings.blank_images
-        self._diagnostics.publish(healthy, self._code, self._loud_message(), {
-            'checkpoint': self._switch.checkpoint, 'instruction': self._bridge.instruction or '',
-            'chunks': self._published, 'generation': f'{self._generation_ms:.1f} ms',
-            'delay': f'{self._delay} policy steps', 'confidence': f'{self._confidence:.2f}',
-            **{f'{name}: age, rate': f'{age:.3f} s, {rates[name]:.1f} Hz' for name, age in ages.items()}})
+        code, message, values = self._report.diagnostics()
+        self._diagnostics.publish(code == Code.OK and not self._settings.blank_images, code, message, values)
 
 
 def _open_shadow(node: PolicyNode, contract: RobotContract, parameters: Parameters) -> Shadow | None:

@@ -11,12 +11,15 @@ from flow_vla_core.contract import RobotContract, StateStream
 from flow_vla_core.errors import ObservationError
 from flow_vla_core.messages import decode_state, stamp_of
 from flow_vla_ros import codecs, qos
+from flow_vla_ros.polled import PolledSubscription
 
 __all__ = ['StateInbox']
 
 
 class StateInbox:
     """Keeps the newest sample of some state streams, and knows how old it is.
+
+    Samples wait in the middleware until somebody asks; of those that came meanwhile only the newest is decoded.
 
     Args:
         node: hosts the subscriptions.
@@ -28,26 +31,33 @@ class StateInbox:
         self._node = node
         self._streams = {stream.name: stream for stream in contract.state if stream.name in set(names)}
         self._samples: dict[str, tuple[int, np.ndarray]] = {}
-        for stream in self._streams.values():
-            node.create_subscription(codecs.message_type(stream.message), stream.topic,
-                                     lambda message, stream=stream: self._receive(stream, message), qos.SENSOR)
+        self._sources = [
+            (stream, PolledSubscription(node, codecs.message_type(stream.message), stream.topic, qos.SENSOR))
+            for stream in self._streams.values()]
 
     def fresh(self, now: int) -> dict[str, np.ndarray]:
         """Return the samples whose stamps are no further from ``now`` than the contract's age: name -> (n,).
 
         A stamp may be ahead too: with simulated time the clock comes in another message than the state.
         """
+        self._take()
         return {name: values for name, (stamp, values) in self._samples.items()
                 if abs(now - stamp) <= self._streams[name].max_age * 1e9}
 
     def newest(self) -> dict[str, np.ndarray]:
-        """Return every stream's newest sample, however old: name -> (n,)."""
+        """Return every stream's newest sample as of the last call of `fresh`, however old: name -> (n,)."""
         return {name: values for name, (_, values) in self._samples.items()}
 
     def ages(self, now: int) -> dict[str, float]:
         """Return the time since each stream's newest stamp, s; -1 for none."""
+        self._take()
         return {name: (now - self._samples[name][0]) * 1e-9 if name in self._samples else -1.0
                 for name in self._streams}
+
+    def _take(self) -> None:
+        for stream, source in self._sources:
+            if (message := source.newest()) is not None:
+                self._receive(stream, message)
 
     def _receive(self, stream: StateStream, message: object) -> None:
         try:

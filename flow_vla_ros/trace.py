@@ -11,9 +11,11 @@ from flow_vla_core.errors import ConfigError
 
 __all__ = ['Trace']
 
+BUFFER = 2 ** 20  # bytes, of several seconds
+
 
 class Trace:
-    """Writes a CSV file with a header; buffered, so that a row costs microseconds.
+    """Writes a CSV file with a header. Rows stay in memory until `flush`, so that none waits for the disk.
 
     Args:
         path: of the file; its folder is made, an old file replaced. Nothing is written if empty.
@@ -28,7 +30,7 @@ class Trace:
         if str(path):
             try:
                 Path(path).parent.mkdir(parents=True, exist_ok=True)
-                self._file = Path(path).open('w', newline='')  # noqa: SIM115  closed by close()
+                self._file = Path(path).open('w', BUFFER, newline='')  # noqa: SIM115  closed by close()
             except OSError as error:
                 raise ConfigError(f'trace_file: {path}: {error.strerror}') from error
             self._writer = csv.writer(self._file)

@@ -9,6 +9,7 @@ from rclpy.node import Node
 
 from flow_vla_core.errors import Code
 from flow_vla_ros import codecs, qos
+from flow_vla_ros.polled import PolledSubscription
 
 __all__ = ['EchoWatch', 'StateWatch']
 
@@ -44,16 +45,22 @@ class EchoWatch:
     """
 
     def __init__(self, node: Node, topic: str, kind: str, timeout: float) -> None:
-        self._node, self._topic, self._timeout = node, topic, timeout
+        self._topic, self._timeout = topic, timeout
         self._last: int | None = None
-        if topic:
-            node.create_subscription(codecs.message_type(kind), topic, self._on_echo, qos.SENSOR, raw=True)
+        self._echo = PolledSubscription(node, codecs.message_type(kind), topic, qos.SENSOR, raw=True) if topic else None
+
+    def clear(self) -> None:
+        """Forget what has come by now, however long ago."""
+        if self._echo is not None:
+            self._echo.newest()
+        self._last = None
 
     def complaint(self, now: int) -> tuple[Code, str]:
         """Return a code and what is wrong at a time, ns; ``OK`` and nothing if all is well."""
-        if not self._topic or (self._last is not None and now - self._last <= self._timeout * 1e9):
+        if self._echo is None:
+            return Code.OK, ''
+        if self._echo.newest() is not None:
+            self._last = now
+        if self._last is not None and now - self._last <= self._timeout * 1e9:
             return Code.OK, ''
         return Code.ECHO_MISSING, f'nothing on {self._topic} for {self._timeout:g} s'
-
-    def _on_echo(self, _: bytes) -> None:
-        self._last = self._node.get_clock().now().nanoseconds

@@ -126,6 +126,17 @@ def test_a_trajectory_ends_at_rest_within_the_limits(values: list[float], veloci
     np.testing.assert_allclose(positions[-1], values + way, atol=1e-3)   # stops last whole milliseconds
 
 
+@pytest.mark.parametrize('kind', ['joint_position', 'joint_velocity'])
+def test_an_encoder_fills_one_message_again_and_again(kind: str) -> None:
+    part = make_joints(kind=kind)
+    encode, messages = codecs.encoder(part, 10_000_000), []
+    for number, velocities in enumerate((np.array([0.4, -0.2, 0.1]), None, np.zeros(3), np.array([0.0, 0.3, 0.0]))):
+        values, stamp = np.full(3, 0.1 * number), STAMP + number * 10 ** 9
+        messages.append(encode(values, velocities, stamp))
+        assert messages[-1] == codecs.encode_action(part, values, stamp, reach_in=10_000_000, velocities=velocities)
+    assert all(message is messages[0] for message in messages)
+
+
 def test_a_joint_without_a_limit_of_the_acceleration_stops_all_the_same() -> None:
     part = make_joints(limits={'min': [-1.0] * 3, 'max': [1.0] * 3})
     points = codecs.encode_action(part, np.zeros(3), STAMP, velocities=np.array([0.4, 0, 0])).points

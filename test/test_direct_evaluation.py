@@ -130,6 +130,13 @@ def test_a_plan_in_real_time_continues_the_one_in_force(contract: RobotContract)
     assert play(contract, replan_steps=3, latency_steps=2).continuations == [None] * 3
 
 
+def test_plans_are_continued_as_the_actor_has_chosen(contract: RobotContract, monkeypatch: pytest.MonkeyPatch):
+    assert play(contract, replan_steps=3, latency_steps=2).continuations == [None] * 3
+    monkeypatch.setattr(Tape, 'realtime', 'prefix', raising=False)
+    assert play(contract, replan_steps=3, latency_steps=2).continuations[1].delay == 2
+    assert play(contract, realtime='none', replan_steps=3, latency_steps=2).continuations == [None] * 3
+
+
 def test_commands_go_out_at_the_control_rate(contract: RobotContract):
     tape = play(contract, 5, replan_steps=4, latency_steps=1)
     assert len(tape.commands) == 40

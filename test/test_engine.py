@@ -67,6 +67,13 @@ def test_a_seed_repeats_and_noise_differs_from_call_to_call() -> None:
     assert np.array_equal(engine.act(observation()).actions, first)
 
 
+@pytest.mark.parametrize(('steps', 'chosen'), [(0, 'none'), (2, 'prefix')])
+def test_a_policy_continues_plans_as_it_was_trained_to(steps: int, chosen: str) -> None:
+    assert Engine(policy_of(prefix_steps=steps), realtime='auto', runner='eager').realtime == chosen
+    assert Engine(policy_of(prefix_steps=steps), realtime='guided', runner='eager').realtime == 'guided'
+    assert Engine(policy_of('vae'), realtime='auto', runner='eager').realtime == 'none'
+
+
 @pytest.mark.parametrize('realtime', MODES)
 def test_warming_up_changes_neither_noise_nor_the_global_source(realtime: str) -> None:
     cold, warm = (Engine(make_policy(small_contract()), seed=1, realtime=realtime, runner='eager') for _ in range(2))

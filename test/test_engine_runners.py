@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
+import inspect
 import logging
+from types import SimpleNamespace
 
 from core_samples import make_policy, small_contract
 import pytest
@@ -13,7 +16,7 @@ from torch import Tensor, nn
 
 from flow_vla_core.engine import Engine
 from flow_vla_core.engine.arranged import WindowConv1d, WindowConvTranspose1d, arranged
-from flow_vla_core.engine.graph import Mailbox
+from flow_vla_core.engine.graph import Graph, Mailbox
 from flow_vla_core.engine.half import HalfNetwork, deviation, halved
 from flow_vla_core.engine.modes import MODES, Free, Guided, Prefixed
 from flow_vla_core.engine.request import Request
@@ -235,6 +238,22 @@ def test_what_a_graph_records_reads_the_mailbox_and_nothing_else() -> None:
         with torch.no_grad():
             box.post(other)
             torch.testing.assert_close(eager(policy, mode).run(box.there, 3), eager(policy, mode).run(other, 3))
+
+
+def test_a_capture_bears_with_what_other_threads_do_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    given, allowed = {}, inspect.signature(torch.cuda.graph)
+    stream = SimpleNamespace(wait_stream=lambda _: None)
+    for name, stand_in in {'graph': lambda _, **options: given.update(options) or nullcontext(),
+                           'CUDAGraph': lambda: None, 'Stream': lambda _: stream, 'current_stream': lambda _: stream,
+                           'stream': lambda _: nullcontext()}.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    policy = policy_of()
+    graph = Graph.__new__(Graph)
+    graph.policy, graph.device = policy, torch.device('cpu')
+    graph._mail = Mailbox(request_of(policy), (1, 4, 4), graph.device)
+    with torch.no_grad():
+        graph._capture(Free(0), 2)
+    assert allowed.bind(None, **given).arguments['capture_error_mode'] == 'thread_local'
 
 
 @NEEDS_GPU

@@ -57,6 +57,17 @@ def test_cubics_follow_a_parabola_exactly_up_to_the_last_piece() -> None:
                                    [3 * time + 7 * time ** 2, 3 + 14 * time, 14], atol=1e-8)
 
 
+def test_by_default_positions_go_by_cubics_and_velocities_by_straight_lines() -> None:
+    actions = np.cumsum(np.random.default_rng(1).normal(size=(10, 4)), 0)
+    cases = (joint_contract(4), 'cubic', 4), (pose_contract(), 'cubic', 4), (CONTRACT, 'linear', 3)
+    for contract, name, places in cases:
+        chosen, told, other = (Interpolator(contract, way)(actions).at(3.3)
+                               for way in ('auto', name, {'cubic': 'linear', 'linear': 'cubic'}[name]))
+        np.testing.assert_array_equal(chosen.values, told.values)
+        assert not np.allclose(chosen.values[:places], other.values[:places])
+    assert chosen.values[3] == actions[3, 3]  # the gripper
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.floats(-5, 5), min_size=1, max_size=8))
 def test_a_cubic_passes_the_actions_and_never_leaves_the_range_of_its_two(values: list) -> None:

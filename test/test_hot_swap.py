@@ -36,6 +36,7 @@ class Shelf:
             raise CheckpointError(f'{parameters.checkpoint}: the file config.json is missing')
         engine = self.engines[parameters.checkpoint] = RecordingEngine()
         engine.level = LEVELS[parameters.checkpoint]
+        engine.realtime = 'prefix' if parameters.checkpoint == 'second' else 'none'
         return engine
 
 
@@ -133,6 +134,16 @@ def test_the_plan_in_force_is_continued_by_the_next_checkpoint(graph: RosGraph) 
     next_chunk(rig, 1)
     rest, = shelf.engines['second'].continuations
     assert rest.actions == pytest.approx(0.01)
+
+
+def test_how_plans_are_continued_is_decided_anew_for_each_checkpoint(graph: RosGraph) -> None:
+    rig, shelf = start(graph)
+    for number, (name, chosen) in enumerate([('second', 'prefix'), ('third', 'none')], start=1):
+        rig.node.set_parameters([Parameter('checkpoint', value=name)])
+        graph.spin_until(lambda name=name: rig.status.checkpoint == name)
+        assert shelf.engines[name].realtime == chosen
+        next_chunk(rig, number)
+        assert (shelf.engines[name].continuations[0] is not None) == (chosen == 'prefix')
 
 
 def test_the_contract_of_a_checkpoint_is_checked(graph: RosGraph, tmp_path: Path) -> None:

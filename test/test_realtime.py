@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 import ctypes
 import os
+import threading
 
 import pytest
 
@@ -29,6 +30,22 @@ def test_a_priority_is_in_force_or_there_is_a_reason(ordinary: None) -> None:
     if granted:
         assert os.sched_getparam(0).sched_priority == 10
         assert realtime.set_priority(0) == '' and os.sched_getscheduler(0) == os.SCHED_OTHER
+
+
+def test_all_threads_get_the_priority_and_give_it_back(ordinary: None) -> None:
+    ready, end = threading.Event(), threading.Event()
+    thread = threading.Thread(target=lambda: ready.set() or end.wait(20))
+    thread.start()
+    try:
+        assert ready.wait(20)
+        if realtime.set_priority(10):
+            pytest.skip('this user may not raise priorities')
+        assert os.sched_getscheduler(thread.native_id) == os.SCHED_FIFO
+        realtime.set_priority(0)
+        assert os.sched_getscheduler(thread.native_id) == os.SCHED_OTHER
+    finally:
+        end.set()
+        thread.join()
 
 
 def test_a_priority_that_does_not_exist_is_told(ordinary: None) -> None:

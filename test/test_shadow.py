@@ -15,7 +15,7 @@ pytest.importorskip('rclpy', reason='rclpy is not installed')
 
 from rclpy.parameter import Parameter
 from ros_graph import RosGraph
-from test_policy_node import CONTRACT, DT, START, WORDS, Rig
+from test_policy_node import CONTRACT, DT, START, WORDS, RecordingEngine, Rig
 
 from flow_vla.msg import OpenLoopError, PolicyStatus
 from flow_vla_core.data.reading import read_episode
@@ -28,6 +28,20 @@ from flow_vla_ros.policy_node import PolicyNode
 from flow_vla_ros.qos import COMMAND, RECORD
 
 NAMES = ['ee.x', 'ee.y', 'ee.z', 'gripper.gripper']
+
+
+def test_a_shadow_continues_no_plan_of_its_own_since_none_is_executed(graph: RosGraph,
+                                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RecordingEngine, 'realtime', 'prefix', raising=False)
+    rig = Rig(graph, shadow=True, replan_steps=2, use_sim_time=True)
+    rig.set_time(START)
+    rig.say(WORDS)
+    for stamp in (START, START + 2 * DT):
+        count = len(rig.engine.seen)
+        rig.set_time(stamp)
+        rig.show(stamp)
+        graph.spin_until(lambda count=count: len(rig.engine.seen) > count and not rig.node._worker.busy)
+    assert rig.engine.continuations == [None, None]
 
 
 def test_errors_are_those_of_the_recorded_commands_and_nothing_is_sent(graph: RosGraph, tmp_path: Path) -> None:

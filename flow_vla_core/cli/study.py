@@ -38,7 +38,7 @@ def study(
     episodes: Annotated[int, typer.Option(min=1, help='Of each method, delay and task.')] = 10,
     seed: Annotated[int, typer.Option(min=0, help='Of the first episode of each task.')] = UNSEEN_SEED,
     replan_steps: Annotated[int, typer.Option(min=1, help='Policy steps from one plan to the next, at least.')] = 5,
-    interpolation: Annotated[str, typer.Option(help='Between actions: linear, cubic or hold.')] = 'linear',
+    interpolation: Annotated[str, typer.Option(help='Between actions: auto, linear, cubic or hold.')] = 'auto',
     max_steps: Annotated[int | None, typer.Option(
         min=1, help="Policy steps after which an episode is given up; by default the robot's.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Solver steps; by default the policy's own.")] = None,

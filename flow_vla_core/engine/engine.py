@@ -35,7 +35,8 @@ class Engine:
         steps: solver steps; None takes the policy's own.
         seed: of the noise.
         allow_empty: answer an empty instruction instead of refusing it.
-        realtime: how a chunk goes on from the plan in force: ``none``, ``guided`` or ``prefix``, see `MODES`.
+        realtime: how a chunk goes on from the plan in force: ``none``, ``guided`` or ``prefix``, see `MODES`; ``auto``
+            is ``prefix`` for a policy that was trained with ``prefix_steps``, else ``none``.
         beta: bound of the guidance.
         budget: time for a chunk, s: as many steps are taken as fit, see `Budget`; None takes all of them.
         samples: chunks that are drawn at once. Of several the most central one is answered, and their `agreement` is
@@ -51,7 +52,7 @@ class Engine:
     def __init__(self, policy: FlowVLA, *, device: str = 'auto', steps: int | None = None, seed: int = 0,
                  allow_empty: bool = False, realtime: str = 'none', beta: float = 5.0, budget: float | None = None,
                  samples: int = 1, runner: str = 'auto', half: bool | None = None) -> None:
-        _check_name('realtime', realtime, MODES)
+        _check_name('realtime', realtime, ('auto', *MODES))
         _check_name('runner', runner, ('auto', *RUNNERS))
         _check_count('steps', steps)
         _check_count('samples', samples)
@@ -60,11 +61,13 @@ class Engine:
         self.device, self.samples, self.allow_empty = _find_device(device), samples, allow_empty
         self.policy = policy.to(self.device).eval().requires_grad_(False)
         self.steps = policy.generator.steps if steps is None else steps
-        self.budget, self.mode, self._generator = Budget(budget, self.steps), MODES[realtime](beta), torch.Generator()
+        self.realtime = _suited(policy) if realtime == 'auto' else realtime
+        self.mode, self._generator = MODES[self.realtime](beta), torch.Generator()
+        self.budget = Budget(budget, self.steps)
         if not self.mode.serves(policy.generator):
             raise ConfigError(f"realtime: {realtime!r}; {type(policy.generator).__name__} integrates no field that a "
                               "plan in force could steer; allowed: 'none', 'prefix'")
-        self._leads = realtime != 'none'
+        self._leads = self.realtime != 'none'
         self._spread = torch.tensor(policy.statistics['actions'].std)
         self._words: tuple[str, Tensor] | None = None
         self._runner = choose(runner, self.policy, self.mode, self._generator, half)
@@ -157,6 +160,10 @@ class Engine:
             words = self.policy.vocabulary.batch([text], allow_empty=self.allow_empty)
             self._words = text, self.policy.language(words.to(self.device)).float().cpu()
         return self._words[1]
+
+
+def _suited(policy: FlowVLA) -> str:
+    return 'prefix' if getattr(policy.config.generator, 'prefix_steps', 0) else 'none'
 
 
 def _find_device(name: str) -> torch.device:

@@ -110,7 +110,7 @@ class Graph(Runner):
             return self._mail.collect(recorded.made)
 
     def prepare(self, request: Request, steps: int) -> None:
-        """Run a few times beside the main stream, then capture."""
+        """Run a few times beside the main stream, then capture; other threads may use the device meanwhile."""
         mode = self.mode_of(request)
         if (steps, type(mode)) in self._recorded:
             return
@@ -137,6 +137,6 @@ class Graph(Runner):
                 run(self._mail.there)
         torch.cuda.current_stream(self.device).wait_stream(beside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, capture_error_mode='thread_local'):
             made = run(self._mail.there)
         return _Recorded(graph, made)

@@ -17,7 +17,7 @@ from flow_vla_core.errors import ChunkError, Code, ConfigError
 from flow_vla_core.evaluation.command_trace import CommandTrace
 from flow_vla_core.evaluation.report import EpisodeResult
 from flow_vla_core.execution import ChunkFollower
-from flow_vla_core.execution.continuation import Realtime, Succession
+from flow_vla_core.execution.continuation import Asked, Succession, realtime_of
 from flow_vla_core.messages import resize_image
 from flow_vla_core.simulation.metaworld import MAX_STEPS
 from flow_vla_core.simulation.robots import SimulatedRobot, make_robot
@@ -51,7 +51,7 @@ class DirectSettings:
         schedule: how plans follow each other, as of `ChunkFollower`; a synchronous loop observes only when the actions
             to execute are over, and the robot waits meanwhile.
         interpolation: between actions, as of `ChunkFollower`.
-        realtime: how the actor is told to continue the plan in force.
+        realtime: how the actor is told to continue the plan in force; ``auto``: as it has chosen.
     """
 
     replan_steps: int = 5
@@ -59,8 +59,8 @@ class DirectSettings:
     max_steps: int = MAX_STEPS
     blank_images: bool = False
     schedule: str = 'asynchronous'
-    interpolation: str = 'linear'
-    realtime: Realtime = 'none'
+    interpolation: str = 'auto'
+    realtime: Asked = 'auto'
 
     def __post_init__(self) -> None:
         for name, least in (('replan_steps', 1), ('latency_steps', 0), ('max_steps', 1)):
@@ -87,7 +87,7 @@ class EngineSource:
         device: where it runs.
         allow_empty: answer an empty instruction instead of refusing it.
         threads: of torch; one is quickest for so small a batch while the simulation runs on the other cores.
-        realtime: how the engine continues plans.
+        realtime: how the engine continues plans; ``auto``: as the policy was trained to.
         beta: largest weight of guidance.
     """
 
@@ -96,7 +96,7 @@ class EngineSource:
     device: str = 'auto'
     allow_empty: bool = False
     threads: int = 1
-    realtime: Realtime = 'none'
+    realtime: Asked = 'auto'
     beta: float = 5.0
 
     def __call__(self, contract: RobotContract, robot: SimulatedRobot) -> Actor:
@@ -160,7 +160,8 @@ class DirectLoop:
     def _begin(self, words: str) -> None:
         self._words = words
         self._follower = self._make_follower(self.contract)
-        self._succession = Succession(self.contract, self.settings.replan_steps, self.settings.realtime)
+        self._succession = Succession(self.contract, self.settings.replan_steps,
+                                      realtime_of(self.settings.realtime, self.actor))
         self._history: deque[dict] = deque(maxlen=self.contract.history)
         self._pending: ActionChunk | None = None
         if self.trace is not None:

@@ -113,7 +113,7 @@ class LatencyStudy:
     episodes: int = 10
     seed: int = UNSEEN_SEED
     replan_steps: int = 5
-    interpolation: str = 'linear'
+    interpolation: str = 'auto'
     max_steps: int | None = None
     steps: int | None = None
     beta: float = 5.0

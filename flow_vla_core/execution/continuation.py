@@ -13,10 +13,13 @@ from flow_vla_core.errors import ConfigError, closest
 from flow_vla_core.execution.interpolation import Interpolator
 from flow_vla_core.types import ActionChunk, Continuation
 
-__all__ = ['REALTIME', 'DelayWindow', 'Realtime', 'Succession', 'committed', 'continuation', 'leftover']
+__all__ = ['ASKED', 'REALTIME', 'Asked', 'DelayWindow', 'Realtime', 'Succession', 'committed', 'continuation',
+           'leftover', 'realtime_of']
 
 Realtime = Literal['none', 'guided', 'prefix']
 REALTIME: tuple[Realtime, ...] = ('none', 'guided', 'prefix')
+Asked = Literal['auto', 'none', 'guided', 'prefix']
+ASKED: tuple[Asked, ...] = ('auto', *REALTIME)
 SEAM = 2     # actions: a curve through two plans is one as far as it goes by actions that both have
 NEAR = 1e-3  # of a step: stamps that are so close to the plan's grid lie on it
 
@@ -63,10 +66,10 @@ class DelayWindow:
 def leftover(plan: ActionChunk, stamp: int, contract: RobotContract) -> np.ndarray:
     """Cut what is left of a plan from a time on: (n, A) float32, n = 0 if nothing is.
 
-    Row i is what the executor makes of the plan at ``stamp + i * dt``: between two actions positions and velocities are
-    interpolated, grippers and displacements keep the action in force; the plan is not continued past its end. Every
-    kind is either absolute or (``ee_delta``) a displacement from wherever the step begins, so no row depends on the
-    state at which the plan was made, and the rest stays valid at any later one.
+    Row i is what an executor that interpolates by ``auto`` makes of the plan at ``stamp + i * dt``: between two actions
+    positions and velocities are interpolated, grippers and displacements keep the action in force; the plan is not
+    continued past its end. Every kind is either absolute or (``ee_delta``) a displacement from wherever the step
+    begins, so no row depends on the state at which the plan was made, and the rest stays valid at any later one.
 
     Args:
         plan: in force.
@@ -113,6 +116,14 @@ def continuation(plan: ActionChunk, stamp: int, delay: int, execute: int,
     return Continuation(actions, bridged, min(max(execute, horizon - len(actions), bridged), horizon - bridged))
 
 
+def realtime_of(asked: Asked, engine: object) -> Realtime:
+    """Say how chunks of an engine continue each other: as asked or, for ``auto``, in the way that it has chosen.
+
+    `flow_vla_core.engine.Engine` chooses by its policy; an engine that does not say continues nothing.
+    """
+    return getattr(engine, 'realtime', 'none') if asked == 'auto' else asked
+
+
 def committed(rest: Continuation) -> Continuation | None:
     """Keep only the actions that are executed in any case, for a chunk that answers other words; None without any."""
     return replace(rest, actions=rest.actions[:rest.delay]) if rest.delay else None
@@ -149,13 +160,23 @@ class Succession:
 
     def __init__(self, contract: RobotContract, replan_steps: int, realtime: Realtime = 'none',
                  window: int = 10) -> None:
-        if realtime not in REALTIME:
-            raise ConfigError(f'realtime: {realtime!r}; {closest(realtime, REALTIME)}')
-        self._contract, self._replan, self._realtime = contract, replan_steps, realtime
+        self._contract, self._replan = contract, replan_steps
+        self.realtime = realtime
         self._dt = contract.rates.policy_dt_ns
         self._seam = SEAM if contract.rates.control_hz * contract.rates.policy_dt > 1 + NEAR else 0
         self._window = DelayWindow(self._dt, window)
         self.forget()
+
+    @property
+    def realtime(self) -> Realtime:
+        """How chunks continue each other; may be changed between two of them."""
+        return self._realtime
+
+    @realtime.setter
+    def realtime(self, realtime: Realtime) -> None:
+        if realtime not in REALTIME:
+            raise ConfigError(f'realtime: {realtime!r}; {closest(realtime, REALTIME)}')
+        self._realtime = realtime
 
     @property
     def delay(self) -> int:

@@ -38,7 +38,7 @@ class ChunkFollower:
         contract: says the parts of the action vector and their limits.
         control_hz: of `command`; the contract's if None.
         schedule: which actions of which chunks are due: ``asynchronous``, ``synchronous`` or ``ensembling``.
-        interpolation: between actions: ``linear``, ``cubic`` or ``hold``.
+        interpolation: between actions: ``auto``, ``linear``, ``cubic`` or ``hold``, as of `Interpolator`.
         future_tolerance: a chunk may be stamped this far ahead of the clock, ns; one policy step if None.
         trust: a chunk is followed for so long after its first action is due, ns; to its end if None.
         execute: actions of a chunk that ``synchronous`` executes; all if None.
@@ -60,7 +60,7 @@ class ChunkFollower:
     """
 
     def __init__(self, contract: RobotContract, *, control_hz: float | None = None,
-                 schedule: ScheduleName = 'asynchronous', interpolation: InterpolationName = 'linear',
+                 schedule: ScheduleName = 'asynchronous', interpolation: InterpolationName = 'auto',
                  future_tolerance: int | None = None, trust: int | None = None, execute: int | None = None,
                  least_confidence: float = 0.0, careful_below: float = 0.0) -> None:
         self._contract, self._trust = contract, trust
@@ -73,6 +73,7 @@ class ChunkFollower:
         self._schedule = make_schedule(schedule, self._interpolator.rotations, execute)
         limiters = [make_limiter(part, self._period, contract.rates.policy_dt) for part in contract.actions]
         self._parts = list(zip(contract.actions, contract.action_slices.values(), limiters))
+        self._names = tuple(part.name for part in contract.actions)
         self._rates = np.concatenate([np.full(part.dim, part.kind in RATES) for part in contract.actions])
         self._sources = [measured_by(part, contract) for part in contract.actions]
         self._clock, self._speed, self._stopped = PlanClock(), 1.0, False
@@ -211,13 +212,14 @@ class ChunkFollower:
     def _follow(self, now: int, speed: float, elapsed: float, measured: Mapping[str, np.ndarray]) -> Command:
         goal = self._schedule.blend([self._asked_by(plan, now) for plan in self._plans if plan.end > now])
         goal = goal.slowed(speed, self._rates)
-        values = np.concatenate([limiter.follow(goal[place], elapsed, position_of(part, measured))
-                                 for part, place, limiter in self._parts])
-        wanted = np.concatenate([limiter.unlimited(goal[place]) for _, place, limiter in self._parts])
+        goals = [(part, goal[place], limiter) for part, place, limiter in self._parts]
+        values = np.concatenate([limiter.follow(wish, elapsed, position_of(part, measured))
+                                 for part, wish, limiter in goals])
+        wanted = np.concatenate([limiter.unlimited(wish) for _, wish, limiter in goals])
         limited = bool((np.abs(values - wanted) > ROUNDING * (1 + np.abs(wanted))).any())
         plan = self._plans[-1]
         step = min(int(self._steps(plan, now)), plan.chunk.horizon - 1)
-        return Command(values.astype(np.float32), tuple(part.name for part, _, _ in self._parts),
+        return Command(values.astype(np.float32), self._names,
                        ExecutionState.FOLLOWING, Code.OK, limited, plan.chunk.id, step, plan.chunk.stamp,
                        self._velocities(), plan.chunk.confidence, plan.delay, speed)
 

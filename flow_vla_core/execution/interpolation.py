@@ -12,9 +12,10 @@ from flow_vla_core.errors import ConfigError, closest
 from flow_vla_core.execution import rotations
 from flow_vla_core.execution.motion import Motion
 
-__all__ = ['Cubic', 'Curve', 'Hold', 'Interpolation', 'Interpolator', 'Linear', 'rotation_of']
+__all__ = ['INTERPOLATIONS', 'Cubic', 'Curve', 'Hold', 'Interpolation', 'InterpolationName', 'Interpolator', 'Linear',
+           'rotation_of']
 
-InterpolationName = Literal['linear', 'cubic', 'hold']
+InterpolationName = Literal['auto', 'linear', 'cubic', 'hold']
 ROTATION = ('rx', 'ry', 'rz')
 
 
@@ -64,29 +65,31 @@ class Cubic(Interpolation):
         return _stack(actions, slopes, 3 * after - 2 * slopes - ends, slopes + ends - 2 * after)
 
 
-INTERPOLATIONS: dict[str, Interpolation] = {'linear': Linear(), 'cubic': Cubic(), 'hold': Hold()}
+WAYS: dict[str, Interpolation] = {'linear': Linear(), 'cubic': Cubic(), 'hold': Hold()}
+INTERPOLATIONS: tuple[InterpolationName, ...] = ('auto', *WAYS)
+HELD, POSITIONS = ('gripper', 'ee_delta'), ('joint_position', 'ee_pose')
 
 
 class Interpolator:
     """Makes a curve of the actions of a plan.
 
-    Grippers and displacements (``ee_delta``) are always held. The rotation vectors (rx, ry, rz) of an ``ee_pose`` turn
-    at constant angular velocity on the shortest way (slerp) with ``linear`` and ``cubic``.
+    Grippers and displacements (``ee_delta``) are always held. ``auto`` takes ``cubic`` for joints and poses that are
+    driven by position, ``linear`` for velocities. The rotation vectors (rx, ry, rz) of an ``ee_pose`` turn at constant
+    angular velocity on the shortest way (slerp), unless they are held.
 
     Args:
         contract: says the parts of the action vector, and the step.
-        name: ``linear``, ``cubic`` or ``hold``.
+        name: ``auto``, ``linear``, ``cubic`` or ``hold``.
 
     Raises:
         ConfigError: if there is no such interpolation.
     """
 
-    def __init__(self, contract: RobotContract, name: InterpolationName = 'linear') -> None:
+    def __init__(self, contract: RobotContract, name: InterpolationName = 'auto') -> None:
         if name not in INTERPOLATIONS:
             raise ConfigError(f'interpolation: {name!r} is unknown; {closest(name, INTERPOLATIONS)}')
-        held = np.concatenate([np.full(part.dim, part.kind in ('gripper', 'ee_delta')) for part in contract.actions])
-        self._held, self._free = np.flatnonzero(held), np.flatnonzero(~held)
-        self._interpolation = INTERPOLATIONS[name]
+        ways = np.concatenate([np.full(part.dim, _way(part, name)) for part in contract.actions])
+        self._places = [(np.flatnonzero(ways == way), WAYS[way]) for way in np.unique(ways).tolist()]
         self._step = contract.rates.policy_dt
         places = zip(contract.actions, contract.action_slices.values())
         triples = [place.start + triple for part, place in places if (triple := rotation_of(part)) is not None]
@@ -97,8 +100,8 @@ class Interpolator:
         """Make the curve of actions (H, A)."""
         actions = actions.astype(np.float64)
         coefficients = np.empty((len(actions), 4, actions.shape[1]))
-        coefficients[..., self._held] = Hold().coefficients(actions[:, self._held])
-        coefficients[..., self._free] = self._interpolation.coefficients(actions[:, self._free])
+        for place, interpolation in self._places:
+            coefficients[..., place] = interpolation.coefficients(actions[:, place])
         return Curve(coefficients, {tuple(triple): Slerp(actions[:, triple]) for triple in self._slerp}, self._step)
 
 
@@ -151,6 +154,14 @@ def rotation_of(part: ActionPart) -> np.ndarray | None:
     if part.kind != 'ee_pose' or not set(ROTATION) <= set(part.names):
         return None
     return np.array([part.names.index(name) for name in ROTATION])
+
+
+def _way(part: ActionPart, name: InterpolationName) -> str:
+    if part.kind in HELD:
+        return 'hold'
+    if name == 'auto':
+        return 'cubic' if part.kind in POSITIONS else 'linear'
+    return name
 
 
 def _secants(actions: np.ndarray) -> np.ndarray:

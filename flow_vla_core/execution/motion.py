@@ -6,7 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ['Motion']
+__all__ = ['Motion', 'bounded']
+
+
+def bounded(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Clip values (n,) to a range; `np.clip` takes three times as long for so few."""
+    return np.minimum(np.maximum(values, low), high)
 
 
 @dataclass(frozen=True)

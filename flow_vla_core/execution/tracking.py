@@ -8,7 +8,7 @@ import numpy as np
 import ruckig
 
 from flow_vla_core.execution.braking import Stop, stopping_speed
-from flow_vla_core.execution.motion import Motion
+from flow_vla_core.execution.motion import Motion, bounded
 
 __all__ = ['FreeTracker', 'JerkTracker', 'RampTracker', 'Tracker', 'TurnTracker']
 
@@ -42,7 +42,7 @@ class FreeTracker(Tracker):
 
     def track(self, motion: Motion, goal: Motion, elapsed: float) -> Motion:
         """Go to the goal."""
-        values = np.clip(goal.values, self._low, self._high)
+        values = bounded(goal.values, self._low, self._high)
         return Motion(values, np.where(values == goal.values, goal.rates, 0), np.zeros_like(values))
 
     def brake(self, motion: Motion, elapsed: float) -> Motion:
@@ -67,8 +67,8 @@ class RampTracker(Tracker):
 
     def track(self, motion: Motion, goal: Motion, elapsed: float) -> Motion:
         """Close in on the goal without passing it."""
-        values = np.clip(goal.values, self._low, self._high)
-        drift = np.where(values == goal.values, np.clip(goal.rates, -self._velocity, self._velocity), 0)
+        values = bounded(goal.values, self._low, self._high)
+        drift = np.where(values == goal.values, bounded(goal.rates, -self._velocity, self._velocity), 0)
         left = values - motion.values - drift * elapsed
         return self._step(motion, drift + np.sign(left) * stopping_speed(np.abs(left), self._acceleration, elapsed),
                           elapsed)
@@ -79,12 +79,12 @@ class RampTracker(Tracker):
 
     def _step(self, motion: Motion, rate: np.ndarray, elapsed: float) -> Motion:
         change = self._acceleration * elapsed
-        rate = np.clip(rate, -self._velocity, self._velocity)
-        rate = np.clip(rate, motion.rates - change, motion.rates + change)
+        rate = bounded(rate, -self._velocity, self._velocity)
+        rate = bounded(rate, motion.rates - change, motion.rates + change)
         down = stopping_speed(motion.values - self._low, self._acceleration, elapsed)
         up = stopping_speed(self._high - motion.values, self._acceleration, elapsed)
-        rate = np.clip(rate, -down, up)
-        return Motion(np.clip(motion.values + rate * elapsed, self._low, self._high), rate, np.zeros_like(rate))
+        rate = bounded(rate, -down, up)
+        return Motion(bounded(motion.values + rate * elapsed, self._low, self._high), rate, np.zeros_like(rate))
 
 
 class TurnTracker(Tracker):
@@ -157,17 +157,17 @@ class JerkTracker(Tracker):
     def brake(self, motion: Motion, elapsed: float) -> Motion:
         """Take one step of the fastest stop."""
         way, rates, curvatures = self._stop(motion).at(elapsed)
-        return Motion(np.clip(motion.values + way, self._low, self._high), rates, curvatures)
+        return Motion(bounded(motion.values + way, self._low, self._high), rates, curvatures)
 
     def _stop(self, motion: Motion) -> Stop:
         return Stop(motion.rates, motion.curvatures, self._acceleration, self._acceleration, self._jerk)
 
     def _feasible(self, goal: Motion) -> Motion:
-        values = np.clip(goal.values, self._low, self._high)
+        values = bounded(goal.values, self._low, self._high)
         inside = values == goal.values
         # A frame as fast as the bound would leave no room to move in it.
         top = (1 - ROOM) * self._velocity
-        rates = np.clip(goal.rates, -top, top)
+        rates = bounded(goal.rates, -top, top)
         feasible = inside & (rates == goal.rates) & (np.abs(goal.curvatures) < FEASIBLE * self._acceleration)
         return Motion(values, np.where(inside, rates, 0), np.where(feasible, goal.curvatures, 0))
 
