@@ -190,9 +190,10 @@ class FlowVLA(nn.Module):
         Raises:
             ConfigError: if the two do not fit; names setting or weight.
         """
-        _check_equal('generator.family', self.config.generator.family, other.config.generator.family, 'pretrained policy')
+        owner = 'pretrained policy'
+        _check_equal('generator.family', self.config.generator.family, other.config.generator.family, owner)
         for key in ('horizon', 'state_scale', 'action_scale'):
-            _check_equal(f'policy.{key}', getattr(self.config, key), getattr(other.config, key), 'pretrained policy')
+            _check_equal(f'policy.{key}', getattr(self.config, key), getattr(other.config, key), owner)
         if self.statistics != other.statistics or self.vocabulary.words[:len(other.vocabulary.words)] != \
                 other.vocabulary.words:
             raise ConfigError('statistics and words must be those of the pretrained policy')
