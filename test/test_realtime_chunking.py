@@ -315,6 +315,44 @@ def test_training_gives_a_random_prefix_clean_at_time_1_and_counts_the_rest(path
     torch.testing.assert_close(loss, error[counted].mean())
 
 
+def test_given_actions_are_moved_by_one_offset_for_each_chunk_and_dimension_and_targets_are_not() -> None:
+    generator, actions = learning(prefix_noise=0.5), draw(4000, 6, 2)
+    loss = generator.loss(actions, asked(4000), generator=seeded())
+    (x, t), = generator.network.calls
+    known, noise = t == 1, torch.randn(actions.shape, generator=seeded()).double()
+    offset = torch.where(known[..., None], x - actions, torch.nan)
+    first = offset[:, :1].expand_as(offset)
+    torch.testing.assert_close(offset[known], first[known])
+    given = offset[known[:, 0], 0]
+    assert given.std(0).sub(0.5).abs().max() < 0.03 and given.mean(0).abs().max() < 0.03
+    assert given.T.corrcoef()[0, 1].abs() < 0.06
+    free = (~known)[..., None].expand_as(x)
+    torch.testing.assert_close(x[free], generator.path.mix(noise, actions, t)[free])
+    error = (x * asked(4000).vector[:, :1, None] + 1 - generator.path.velocity(noise, actions, t)).square()
+    torch.testing.assert_close(loss, error[free].mean())
+
+
+def test_a_policy_that_learned_with_offsets_looks_instead_of_reading_off_its_own_actions() -> None:
+    found = {}
+    for noise in (0.0, 0.5):
+        torch.manual_seed(0)
+        generator = FlowMatchingConfig(steps=4, draws=1, time='uniform', prefix_steps=3, prefix_noise=noise).build(
+            Sizes(6, 1, 1), NetworkConfig('mlp', 32, 1))
+        optimiser, random = torch.optim.Adam(generator.parameters(), 3e-3), seeded()
+        for _ in range(400):  # what is seen tells the goal, inexactly; the expert's actions tell it exactly
+            goal = torch.randn(256, 1, generator=random)
+            seen = Condition(goal + 0.1 * torch.randn(256, 1, generator=random))
+            loss = generator.loss(goal[:, None].expand(256, 6, 1), seen, generator=random)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+        with torch.no_grad():
+            wrong = torch.ones(500, 2, 1)  # on the way to 1, while the goal is at 0
+            found[noise] = generator.eval().sample(Condition(torch.zeros(500, 1)), prefix=wrong, generator=random)
+    assert found[0.0][:, 3:].mean() > 0.7
+    assert found[0.5][:, 3:].mean() < 0.3
+
+
 def test_validation_is_that_of_a_policy_without_prefixes() -> None:
     plain, other = learning(0).eval(), learning(3).eval()
     actions = draw(50, 6, 2)
@@ -356,6 +394,11 @@ def test_all_networks_learn_to_go_on_from_a_prefix(network: str) -> None:
         free = generator.sample(condition, generator=random)
     assert (chunk[:, 2:].mean((1, 2)) * side[:, 0, 0] > 0.5).double().mean() > 0.95
     assert 0.25 < (free.mean((1, 2)) > 0).double().mean() < 0.75
+
+
+def test_a_negative_offset_is_refused() -> None:
+    with pytest.raises(ConfigError, match='generator.prefix_noise: -0.1.*0 or more'):
+        FlowMatchingConfig(prefix_steps=2, prefix_noise=-0.1).build(SIZES, NETWORKS['mlp'])
 
 
 @pytest.mark.parametrize('steps', [-1, 6])

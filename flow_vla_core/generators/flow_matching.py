@@ -57,6 +57,7 @@ class FlowMatchingConfig(FamilyConfig):
     guidance: float = 1.0
     tolerance: float = 1e-5
     prefix_steps: int = 0
+    prefix_noise: float = 0.0
 
     def build(self, sizes: Sizes, network: NetworkConfig) -> FlowMatching:
         """Make it with a network of its own."""
@@ -65,7 +66,7 @@ class FlowMatchingConfig(FamilyConfig):
         return FlowMatching(network.build(sizes), sizes, steps=self.steps, solver=self.solver, time=self.time,
                             draws=self.draws, path=PATHS[self.path](), coupling=COUPLINGS[self.coupling](),
                             drop=self.drop, guidance=self.guidance, tolerance=self.tolerance,
-                            prefix_steps=self.prefix_steps)
+                            prefix_steps=self.prefix_steps, prefix_noise=self.prefix_noise)
 
 
 class FlowMatching(LikelihoodGenerator, Guidable, Continuing):
@@ -94,6 +95,10 @@ class FlowMatching(LikelihoodGenerator, Guidable, Continuing):
             is given as they are at the time 1, and the loss is that of the others: real-time chunking without a
             gradient at inference (arXiv 2512.05964). Longer prefixes are an extrapolation. With 0, a prefix moves on
             its own path from noise to actions.
+        prefix_noise: standard deviation, in normalised units, of an offset that is added to the given actions in
+            training, one for each chunk and dimension. Actions of an expert tell where it is going to, and a policy
+            that is given some of them learns to go on from there instead of looking (causal confusion, arXiv
+            1905.11979); with its own actions it then goes on from its own mistakes.
 
     Raises:
         ConfigError: for an unknown solver or distribution, fewer than one step or draw, or a number out of range.
@@ -109,7 +114,8 @@ class FlowMatching(LikelihoodGenerator, Guidable, Continuing):
 
     def __init__(self, network: nn.Module, sizes: Sizes, *, steps: int = 5, solver: str = 'euler',
                  time: str = 'beta', draws: int = 4, path: Path | None = None, coupling: Coupling | None = None,
-                 drop: float = 0.0, guidance: float = 1.0, tolerance: float = 1e-5, prefix_steps: int = 0) -> None:
+                 drop: float = 0.0, guidance: float = 1.0, tolerance: float = 1e-5, prefix_steps: int = 0,
+                 prefix_noise: float = 0.0) -> None:
         super().__init__(sizes, steps)
         _check_name('solver', solver, METHODS)
         _check_name('time', time, TIMES)
@@ -120,7 +126,8 @@ class FlowMatching(LikelihoodGenerator, Guidable, Continuing):
         _check_range('tolerance', tolerance, tolerance > 0, 'above 0')
         _check_range('prefix_steps', prefix_steps, 0 <= prefix_steps < sizes.horizon,
                      f'from 0 to below {sizes.horizon}')
-        self.network, self.prefix_steps = network, prefix_steps
+        _check_range('prefix_noise', prefix_noise, prefix_noise >= 0, '0 or more')
+        self.network, self.prefix_steps, self.prefix_noise = network, prefix_steps, prefix_noise
         self.solver, self.draws, self.drop, self.guidance, self.tolerance = solver, draws, drop, guidance, tolerance
         self.path, self.coupling = path or StraightPath(), coupling or Independent()
         self.null = NullCondition(sizes) if drop else None
@@ -150,7 +157,7 @@ class FlowMatching(LikelihoodGenerator, Guidable, Continuing):
             return masked_mean((found - self.path.velocity(noise, actions, t)).square(), mask)
         known = self._draw_known(actions, generator)
         t = torch.where(known, 1.0, t[:, None])
-        mixed = torch.where(known[..., None], actions, self.path.mix(noise, actions, t))
+        mixed = torch.where(known[..., None], self._disturb(actions, generator), self.path.mix(noise, actions, t))
         found = self.network(mixed, t, condition).to(actions.dtype)
         return masked_mean((found - self.path.velocity(noise, actions, t)).square(),
                            ~known if mask is None else mask & ~known)
@@ -193,6 +200,11 @@ class FlowMatching(LikelihoodGenerator, Guidable, Continuing):
         batch, horizon, _ = actions.shape
         count = torch.randint(0, self.prefix_steps + 1, (batch, 1), generator=generator)
         return (torch.arange(horizon) < count).to(actions.device)
+
+    def _disturb(self, actions: Tensor, generator: torch.Generator | None) -> Tensor:
+        if self.prefix_noise == 0:
+            return actions
+        return actions + self.prefix_noise * torch.randn(actions[:, :1].shape, generator=generator).to(actions)
 
     def go_on(self, condition: Condition, noise: Tensor, steps: int, begun: Tensor, known: Tensor) -> Tensor:
         """Integrate from noise; the network sees what is known as it learned to, wherever the solver has taken it."""
