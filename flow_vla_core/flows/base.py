@@ -9,6 +9,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from flow_vla_core.checks import all_finite
 from flow_vla_core.errors import ConfigError, InputError
 
 __all__ = ['Composition', 'FlowDistribution', 'Inverted', 'NormalizingFlow', 'Transform', 'log_normal']
@@ -256,5 +257,5 @@ def log_normal(z: Tensor) -> Tensor:
 def _check(name: str, values: Tensor, width: int) -> None:
     if values.ndim < 1 or values.shape[-1] != width:
         raise InputError(f'{name}: shape {tuple(values.shape)}; allowed: (..., {width})')
-    if not torch.isfinite(values).all():
+    if not all_finite(values):
         raise InputError(f'{name}: holds NaN or infinity')

@@ -97,7 +97,7 @@ class LikelihoodFlow(LikelihoodGenerator):
         noise = torch.randn(actions.shape, generator=generator).to(actions)
         filled = torch.where(mask[..., None], actions + self.jitter * noise, noise)
         added = (log_normal(noise) * ~mask).sum(1)
-        surprise = added - self.flow(self._context(condition, mask)).log_prob(filled.flatten(1))
+        surprise = added + self.flow.nll(filled.flatten(1), self._context(condition, mask), generator)
         return surprise.sum() / (mask.sum() * self.sizes.action_dim).clamp(min=1)
 
     def _sample(self, condition: Condition, noise: Tensor, steps: int, prefix: Tensor | None,
@@ -109,7 +109,7 @@ class LikelihoodFlow(LikelihoodGenerator):
 
     def _make(self, condition: Condition, noise: Tensor) -> Tensor:
         """Send noise (B, H, A) through the flow."""
-        return self.flow.transform.inverse(noise.flatten(1), self._context(condition))[0].reshape(noise.shape)
+        return self.flow.transform.generate(noise.flatten(1), self._context(condition)).reshape(noise.shape)
 
     def _log_prob(self, actions: Tensor, condition: Condition) -> Tensor:
         return self.flow(self._context(condition)).log_prob(actions.flatten(1))
