@@ -58,7 +58,9 @@ class Transform(nn.Module, ABC):
 
 
 class Inverted(Transform):
-    """Swaps the two directions of a transform.
+    """Swaps the two directions of a transform: ``z = f^-1(x), log |det dz/dx| = -log |det f'(z)|``.
+
+    For instance inverse autoregressive flows out of masked ones (Kingma et al., arXiv 1606.04934).
 
     Args:
         transform: to be swapped.
@@ -84,7 +86,9 @@ class Inverted(Transform):
 
 
 class Composition(Transform):
-    """Applies transforms one after another; their log-determinants add up.
+    """Applies transforms one after another, ``z = f_n(.. f_1(x))``; their log-determinants add up.
+
+    Rezende and Mohamed, arXiv 1505.05770, equations 6 and 7.
 
     Args:
         transforms: of the same sizes, the one next to the data first.

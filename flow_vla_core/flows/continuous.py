@@ -139,6 +139,9 @@ class ContinuousNormalizingFlow(NormalizingFlow):
 class ContinuousTransform(Transform):
     """Goes along a velocity field from data (t = 1) to noise (t = 0), and back: see `ContinuousNormalizingFlow`.
 
+    With ``dx/dt = f(x, t, c)``, ``log |det dx(0)/dx(1)| = -integral from 0 to 1 of tr df/dx dt`` (Chen et al., arXiv
+    1806.07366, theorem 1).
+
     An adaptive method takes one step size for the whole batch: a row's result depends on the other rows within the
     tolerances.
 

@@ -56,9 +56,9 @@ class LikelihoodFlowConfig(FamilyConfig):
 class LikelihoodFlow(LikelihoodGenerator):
     """Learns the density of whole chunks by maximum likelihood: the loss is ``-log p(chunk | condition) / (H A)``.
 
-    A density flow (`flow_vla_core.flows`) is a bijection between chunk and noise, so one pass of it makes a sample out
-    of the noise that is given, and ``log_prob`` is exact. Steps change nothing. The flow sees the condition's vector,
-    which sums up its tokens, through a small network.
+    Rezende and Mohamed, arXiv 1505.05770. A density flow (`flow_vla_core.flows`) is a bijection between chunk and
+    noise, so one pass of it makes a sample out of the noise that is given, and ``log_prob`` is exact. Steps change
+    nothing. The flow sees the condition's vector, which sums up its tokens, through a small network.
 
     Actions that don't count are replaced by Gaussian noise of known density, and the flow is told which: what is left
     of the likelihood is that of the others. Noise on the actions, ``jitter``, keeps the density of a number that never

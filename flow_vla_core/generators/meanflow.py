@@ -21,7 +21,12 @@ FASTEST = 5.0  # rad per unit of flow time; the loss holds the derivative by tim
 
 @dataclass(frozen=True)
 class MeanFlowConfig(FamilyConfig):
-    """Sets up `MeanFlow`, whose arguments these are."""
+    """Sets up `MeanFlow`, whose arguments these are.
+
+    Example:
+        >>> MeanFlowConfig(share=0.25).steps
+        1
+    """
 
     family: str = field(default='meanflow', init=False)
     steps: int = 1

@@ -18,7 +18,12 @@ __all__ = ['Shortcut', 'ShortcutConfig']
 
 @dataclass(frozen=True)
 class ShortcutConfig(FamilyConfig):
-    """Sets up `Shortcut`, whose arguments these are."""
+    """Sets up `Shortcut`, whose arguments these are.
+
+    Example:
+        >>> ShortcutConfig(steps=2, halvings=3).share
+        0.5
+    """
 
     family: str = field(default='shortcut', init=False)
     steps: int = 1
