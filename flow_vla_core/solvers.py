@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
 from torchdiffeq import odeint
 
+from flow_vla_core.checks import all_finite
 from flow_vla_core.errors import ConfigError, SolverError, closest
 
 __all__ = ['ADAPTIVE', 'Field', 'METHODS', 'SOLVERS', 'Solution', 'solve', 'solve_adaptively', 'visited']
@@ -18,24 +20,24 @@ Step = Callable[[Field, Tensor, float, float], Tensor]
 
 
 def _euler(field: Field, x: Tensor, t: float, h: float) -> Tensor:
-    return x + h * field(x, t)
+    return x.add(field(x, t), alpha=h)
 
 
 def _midpoint(field: Field, x: Tensor, t: float, h: float) -> Tensor:
-    return x + h * field(x + h / 2 * field(x, t), t + h / 2)
+    return x.add(field(x.add(field(x, t), alpha=h / 2), t + h / 2), alpha=h)
 
 
 def _heun(field: Field, x: Tensor, t: float, h: float) -> Tensor:
     slope = field(x, t)
-    return x + h / 2 * (slope + field(x + h * slope, t + h))
+    return x.add(slope + field(x.add(slope, alpha=h), t + h), alpha=h / 2)
 
 
 def _rk4(field: Field, x: Tensor, t: float, h: float) -> Tensor:
     a = field(x, t)
-    b = field(x + h / 2 * a, t + h / 2)
-    c = field(x + h / 2 * b, t + h / 2)
-    d = field(x + h * c, t + h)
-    return x + h / 6 * (a + 2 * b + 2 * c + d)
+    b = field(x.add(a, alpha=h / 2), t + h / 2)
+    c = field(x.add(b, alpha=h / 2), t + h / 2)
+    d = field(x.add(c, alpha=h), t + h)
+    return x.add((a + d).add(b + c, alpha=2), alpha=h / 6)
 
 
 SOLVERS: Mapping[str, Step] = {'euler': _euler, 'midpoint': _midpoint, 'heun': _heun, 'rk4': _rk4}
@@ -78,6 +80,7 @@ def solve(field: Field, x: Tensor, steps: int, method: str = 'euler', *, t0: flo
     return x
 
 
+@cache
 def visited(steps: int, method: str = 'euler') -> tuple[float, ...]:
     """Return the times at which `solve` from 0 to 1 asks the field, in order; none for adaptive methods.
 
@@ -166,6 +169,6 @@ class _Counted:
         if self.calls > self.most:
             raise SolverError(f'more than {self.most} evaluations of the field, at t = {now:.6g}')
         value = self.field(x, now)
-        if not torch.isfinite(value).all():
+        if not all_finite(value):
             raise SolverError(f'the field is not finite at t = {now:.6g}, evaluation {self.calls}')
         return value

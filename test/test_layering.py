@@ -18,7 +18,7 @@ ROS_SIDE = ('rclpy', 'flow_vla', 'flow_vla_ros', 'launch', 'launch_ros', 'builti
 LAYERS = (
     ('errors', 'types', 'contract', 'config'),
     ('align', 'messages', 'transforms', 'data'),
-    ('divergence', 'flows', 'networks', 'solvers'),
+    ('checks', 'divergence', 'flows', 'networks', 'solvers'),
     ('generators', 'encoders'),
     ('policy',),
     ('engine', 'execution', 'training', 'evaluation', 'simulation', 'teleoperation'),

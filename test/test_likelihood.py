@@ -152,3 +152,19 @@ def test_a_prefix_leads_to_a_chunk_that_goes_on_from_it() -> None:
         followed = generator.sample(condition, prefix=wanted[:, :1], generator=seeded(9))
     assert CANDIDATES > 1 and torch.equal(followed[:, 0], wanted[:, 0])
     assert not torch.equal(free[:, 1:], followed[:, 1:])
+
+
+def test_a_continuous_flow_learns_and_samples_without_the_exact_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = Sizes(2, 3, 5)
+    made = LikelihoodFlowConfig('continuous').build(sizes, NetworkConfig('mlp', 7, 1))
+    exact = made.log_prob(torch.ones(4, 2, 3), Condition(torch.zeros(4, 5)))
+
+    def refuse(*_: object) -> None:
+        raise AssertionError('the exact trace was asked for')
+
+    monkeypatch.setattr('flow_vla_core.flows.continuous.exact_divergence', refuse)
+    condition = Condition(torch.zeros(4, 5))
+    assert made.sample(condition).shape == (4, 2, 3)
+    made.jitter = 0.0
+    loss = made.loss(torch.ones(4, 2, 3), condition, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(loss, -exact.mean() / 6)  # the untrained field stands still: its trace is 0

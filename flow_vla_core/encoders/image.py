@@ -12,11 +12,17 @@ __all__ = ['ImageEncoder', 'SpatialSoftmax']
 
 
 class SpatialSoftmax(nn.Module):
-    """Turns each feature map into the expected place of its softmax (arXiv 1504.00702), in [-1, 1].
+    """Turns each feature map a into the expected place of its softmax, ``sum p softmax(a)_p``, p in [-1, 1]^2.
+
+    Levine et al., arXiv 1504.00702.
 
     Args:
         channels: of the input C.
         points: number of maps K.
+
+    Example:
+        >>> SpatialSoftmax(3, 4)(torch.zeros(5, 3, 7, 9)).abs().max() < 1e-6  # an even map has its middle as mean
+        tensor(True)
     """
 
     def __init__(self, channels: int, points: int) -> None:
@@ -44,6 +50,11 @@ class ImageEncoder(nn.Module):
         widths: channels of stem, first and second block, multiples of 8.
         points: maps of the spatial softmax at the coarse scale; half as many at the fine one.
         features: size of the result D.
+
+    Example:
+        >>> image = torch.zeros(5, 3, 32, 32, dtype=torch.uint8)
+        >>> ImageEncoder(3, language_dim=6, features=10)(image, torch.zeros(5, 6)).shape
+        torch.Size([5, 10])
     """
 
     def __init__(self, channels: int, language_dim: int, widths: Sequence[int] = (32, 32, 64), points: int = 32,

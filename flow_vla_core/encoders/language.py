@@ -73,6 +73,10 @@ class LanguageEncoder(nn.Module):
     Args:
         vocabulary: number of word numbers.
         width: of embeddings, LSTM and result L.
+
+    Example:
+        >>> LanguageEncoder(7, width=8)(torch.tensor([[2, 5, 0], [3, 4, 6]])).shape
+        torch.Size([2, 8])
     """
 
     def __init__(self, vocabulary: int, width: int = 64) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from flow_vla_core.checks import all_finite
 from flow_vla_core.errors import InputError
 
 __all__ = ['energy_distance', 'sliced_wasserstein', 'wasserstein2']
@@ -96,5 +97,5 @@ def _check(x: Tensor, y: Tensor) -> None:
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or 0 in (*x.shape, *y.shape):
         raise InputError(f'shapes {tuple(x.shape)} and {tuple(y.shape)}; allowed: (N, D) and (M, D), not empty')
     for name, points in (('first', x), ('second', y)):
-        if not torch.isfinite(points).all():
+        if not all_finite(points):
             raise InputError(f'the {name} set holds NaN or infinity')

@@ -66,7 +66,8 @@ class AutoregressiveLayer(Transform):
 class MAF(NormalizingFlow):
     """Stacks affine autoregressive layers whose order is reversed from one to the next.
 
-    Papamakarios et al., arXiv 1705.07057.
+    Each layer maps ``z_i = x_i exp(s_i) + t_i`` with ``s_i, t_i = network(x_j before i, c)``, so that
+    ``log |det| = sum s_i``. Papamakarios et al., arXiv 1705.07057, eq. 3 to 5; their (mu, alpha) is (-t exp(-s), -s).
 
     Args:
         dim: D.
@@ -93,7 +94,8 @@ class MAF(NormalizingFlow):
 class AutoregressiveSplineFlow(NormalizingFlow):
     """Stacks rational-quadratic spline layers as `MAF` does affine ones; data should lie in [-B, B].
 
-    Durkan et al., arXiv 1906.04032 (RQ-NSF (AR)).
+    Each layer maps ``z_i = f(x_i; network(x_j before i, c))`` with f of `RationalQuadratic`, so that
+    ``log |det| = sum log df/dx_i``. Durkan et al., arXiv 1906.04032 (RQ-NSF (AR)).
 
     Args:
         dim: D.

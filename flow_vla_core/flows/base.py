@@ -9,6 +9,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from flow_vla_core.checks import all_finite
 from flow_vla_core.errors import ConfigError, InputError
 
 __all__ = ['Composition', 'FlowDistribution', 'Inverted', 'NormalizingFlow', 'Transform', 'log_normal']
@@ -57,7 +58,9 @@ class Transform(nn.Module, ABC):
 
 
 class Inverted(Transform):
-    """Swaps the two directions of a transform.
+    """Swaps the two directions of a transform: ``z = f^-1(x), log |det dz/dx| = -log |det f'(z)|``.
+
+    For instance inverse autoregressive flows out of masked ones (Kingma et al., arXiv 1606.04934).
 
     Args:
         transform: to be swapped.
@@ -83,7 +86,9 @@ class Inverted(Transform):
 
 
 class Composition(Transform):
-    """Applies transforms one after another; their log-determinants add up.
+    """Applies transforms one after another, ``z = f_n(.. f_1(x))``; their log-determinants add up.
+
+    Rezende and Mohamed, arXiv 1505.05770, equations 6 and 7.
 
     Args:
         transforms: of the same sizes, the one next to the data first.
@@ -256,5 +261,5 @@ def log_normal(z: Tensor) -> Tensor:
 def _check(name: str, values: Tensor, width: int) -> None:
     if values.ndim < 1 or values.shape[-1] != width:
         raise InputError(f'{name}: shape {tuple(values.shape)}; allowed: (..., {width})')
-    if not torch.isfinite(values).all():
+    if not all_finite(values):
         raise InputError(f'{name}: holds NaN or infinity')

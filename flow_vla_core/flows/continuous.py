@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchdiffeq import odeint, odeint_adjoint
 
+from flow_vla_core.checks import all_finite
 from flow_vla_core.divergence import PROBES, draw_probe, exact_divergence, hutchinson_divergence
 from flow_vla_core.errors import ConfigError, SolverError, closest
 from flow_vla_core.flows.base import NormalizingFlow, Transform, log_normal
@@ -138,6 +139,9 @@ class ContinuousNormalizingFlow(NormalizingFlow):
 class ContinuousTransform(Transform):
     """Goes along a velocity field from data (t = 1) to noise (t = 0), and back: see `ContinuousNormalizingFlow`.
 
+    With ``dx/dt = f(x, t, c)``, ``log |det dx(0)/dx(1)| = -integral from 0 to 1 of tr df/dx dt`` (Chen et al., arXiv
+    1806.07366, theorem 1).
+
     An adaptive method takes one step size for the whole batch: a row's result depends on the other rows within the
     tolerances.
 
@@ -261,6 +265,6 @@ class _Rates:
             raise SolverError(f'more than {self.counter.most} evaluations of the field, at t = {t.item():.6g}')
         x, field = state[0], partial(self.field, t=t, context=self.context)
         rates = (field(x),) if self.divergence is None else self.divergence(field, x)
-        if not all(torch.isfinite(rate).all() for rate in rates):
+        if not all(map(all_finite, rates)):
             raise SolverError(f'the field is not finite at t = {t.item():.6g}, evaluation {self.counter.calls}')
         return rates

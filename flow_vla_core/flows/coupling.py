@@ -72,6 +72,8 @@ class CouplingLayer(Transform):
 class Shuffle(Transform):
     """Puts the numbers with even indices first, so that halves mix: ``z = (x_0, x_2, .., x_1, x_3, ..)``.
 
+    A permutation, whose log-determinant is 0 (Dinh et al., arXiv 1605.08803, section 3.5, alternate halves instead).
+
     Args:
         dim: D.
         context_dim: C, which it does not look at.
@@ -99,7 +101,8 @@ class Shuffle(Transform):
 class RealNVP(NormalizingFlow):
     """Stacks affine coupling layers whose halves take turns; from 3 dimensions on they are shuffled after each pair.
 
-    Dinh et al., arXiv 1605.08803.
+    Each layer keeps ``z_a = x_a`` and maps ``z_b = x_b exp(s) + t`` with ``s, t = network(x_a, c)``, so that
+    ``log |det| = sum s``. Dinh et al., arXiv 1605.08803, eq. 4 to 7.
 
     Args:
         dim: D, 2 or more.
@@ -126,7 +129,8 @@ class RealNVP(NormalizingFlow):
 class SplineFlow(NormalizingFlow):
     """Stacks rational-quadratic spline coupling layers, as `RealNVP` does affine ones; data should lie in [-B, B].
 
-    Durkan et al., arXiv 1906.04032 (RQ-NSF (C)).
+    Each layer keeps ``z_a = x_a`` and maps ``z_b = f(x_b; network(x_a, c))`` with f of `RationalQuadratic`, so that
+    ``log |det| = sum log df/dx_b``. Durkan et al., arXiv 1906.04032 (RQ-NSF (C)).
 
     Args:
         dim: D, 2 or more.

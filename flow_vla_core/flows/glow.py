@@ -109,6 +109,9 @@ class LinearLU(Transform):
 class Glow(NormalizingFlow):
     """Stacks steps of `ActNorm`, `LinearLU` and an affine `CouplingLayer`; Kingma and Dhariwal, arXiv 1807.03039.
 
+    Each step is ``z = couple(P L U (x - m) exp(-s))``; its log-determinant is ``-sum s + sum log |diag U|`` plus that
+    of the coupling (table 1 of the paper, without its images).
+
     Args:
         dim: D, 2 or more.
         context_dim: C; 0 for none.

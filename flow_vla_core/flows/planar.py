@@ -19,8 +19,9 @@ MOST_STEPS = 100  # of Newton's method; about ten are usual
 class PlanarFlow(NormalizingFlow):
     """Makes a density out of planar transforms, one after another.
 
-    Rezende and Mohamed, arXiv 1505.05770, section 4.1. Data to noise is the closed form, so the log-density is cheap;
-    a sample needs one equation in one unknown to be solved in each layer. Both have exact gradients.
+    Each is ``z = x + v tanh(w x + b)``. Rezende and Mohamed, arXiv 1505.05770, section 4.1. Data to noise is the closed
+    form, so the log-density is cheap; a sample needs one equation in one unknown to be solved in each layer. Both have
+    exact gradients.
 
     Args:
         dim: number of dimensions D.

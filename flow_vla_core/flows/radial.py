@@ -18,7 +18,8 @@ SMALLEST = 1e-3  # radius alpha
 class RadialFlow(NormalizingFlow):
     """Makes a density out of radial transforms, one after another.
 
-    Rezende and Mohamed, arXiv 1505.05770, section 4.1. Both directions are closed forms.
+    Each is ``z = x + beta (x - x0) / (alpha + |x - x0|)``. Rezende and Mohamed, arXiv 1505.05770, section 4.1. Both
+    directions are closed forms.
 
     Args:
         dim: number of dimensions D.

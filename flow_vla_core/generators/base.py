@@ -8,14 +8,16 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
+from flow_vla_core.checks import all_finite
 from flow_vla_core.errors import ConfigError, InputError, TrainingError
 from flow_vla_core.generators.realtime import Guide
 from flow_vla_core.networks import NetworkConfig, Sizes
 from flow_vla_core.types import Condition
 
 __all__ = ['Continuing', 'FamilyConfig', 'Generator', 'Guidable', 'LikelihoodGenerator', 'Student', 'begin_with',
-           'masked_mean', 'repeat']
+           'masked_mean', 'repeat', 'squared_error']
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,7 @@ class Generator(nn.Module, ABC):
         if actions.shape != shape:
             raise InputError(f'actions: shape {tuple(actions.shape)}; allowed: {shape}')
         for name, values in (('actions', actions), ('condition', condition.vector)):
-            if not torch.isfinite(values).all():
+            if not all_finite(values):
                 raise InputError(f'{name}: hold NaN or infinity')
 
     def _check_condition(self, condition: Condition) -> None:
@@ -259,6 +261,13 @@ def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
     return (values * weights).sum() / (weights.sum() * values.shape[-1]).clamp(min=1)
 
 
+def squared_error(found: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
+    """Average the squares of found - target (B, H, A) over the actions that count (B, H)."""
+    if mask is None:
+        return functional.mse_loss(found, target)
+    return masked_mean((found - target).square(), mask)
+
+
 def begin_with(prefix: Tensor | None, values: Tensor) -> Tensor:
     """Put (B, D, A) in the place of the first D of (B, H, A)."""
     return values if prefix is None else torch.cat([prefix.to(values), values[:, prefix.shape[1]:]], 1)
@@ -267,6 +276,8 @@ def begin_with(prefix: Tensor | None, values: Tensor) -> Tensor:
 def repeat(draws: int, actions: Tensor, condition: Condition,
            mask: Tensor | None) -> tuple[Tensor, Condition, Tensor | None]:
     """Repeat every example for several draws of noise and time, which make better use of costly encoders."""
+    if draws == 1:
+        return actions, condition, mask
     return (actions.repeat_interleave(draws, 0), condition.expand(draws),
             None if mask is None else mask.repeat_interleave(draws, 0))
 

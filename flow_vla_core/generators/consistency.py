@@ -57,7 +57,12 @@ class ConsistencyFunction(nn.Module):
 
 @dataclass(frozen=True)
 class ConsistencyTrainingConfig(FamilyConfig):
-    """Sets up `ConsistencyTraining`, whose arguments these are."""
+    """Sets up `ConsistencyTraining`, whose arguments these are.
+
+    Example:
+        >>> ConsistencyTrainingConfig(first=2, last=8).last
+        8
+    """
 
     family: str = field(default='consistency', init=False)
     steps: int = 1

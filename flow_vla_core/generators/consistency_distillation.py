@@ -21,7 +21,12 @@ __all__ = ['ConsistencyDistillation', 'ConsistencyDistillationConfig']
 
 @dataclass(frozen=True)
 class ConsistencyDistillationConfig(FamilyConfig):
-    """Sets up `ConsistencyDistillation`, whose arguments these are."""
+    """Sets up `ConsistencyDistillation`, whose arguments these are.
+
+    Example:
+        >>> ConsistencyDistillationConfig(intervals=4).solver
+        'midpoint'
+    """
 
     family: str = field(default='consistency_distilled', init=False)
     steps: int = 1

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from flow_vla_core.errors import ConfigError, closest
-from flow_vla_core.generators.base import FamilyConfig, Guidable, begin_with, masked_mean, repeat
+from flow_vla_core.generators.base import FamilyConfig, Guidable, begin_with, repeat, squared_error
+from flow_vla_core.generators.prepared import PreparedField
 from flow_vla_core.generators.realtime import Guide, pull
 from flow_vla_core.generators.schedules import NoiseSchedule
 from flow_vla_core.networks import NetworkConfig, Sizes
+from flow_vla_core.solvers import Field
 from flow_vla_core.types import Condition
 
 __all__ = ['PREDICTIONS', 'SAMPLERS', 'DiffusionConfig', 'DiffusionPolicy', 'Prediction', 'ddim_step', 'ddpm_step']
@@ -181,13 +183,15 @@ class DiffusionPolicy(Guidable):
         time = self.schedule.time(step.to(actions.dtype))
         answer = self.network(signal * actions + spread * noise, time, condition).to(actions.dtype)
         target = PREDICTIONS[self.prediction].target(actions, noise, signal, spread)
-        return masked_mean((answer - target).square(), mask)
+        return squared_error(answer, target, mask)
 
     def _sample(self, condition: Condition, noise: Tensor, steps: int, prefix: Tensor | None,
                 generator: torch.Generator | None) -> Tensor:
         """Take the noise out step by step. As estimates of its own actions a prefix moves on its noisy path."""
+        answers = self._answers(condition, noise, steps)
+
         def estimate(x: Tensor, step: int) -> Tensor:
-            return begin_with(prefix, self._estimate(x, step, condition))
+            return begin_with(prefix, self._estimate(x, step, answers))
 
         first = self.schedule.levels[self.schedule.visit(steps)[0]]
         x = noise if prefix is None else begin_with(_mix(prefix, noise, first), noise)
@@ -196,8 +200,10 @@ class DiffusionPolicy(Guidable):
     def _sample_guided(self, condition: Condition, noise: Tensor, steps: int, guide: Guide,
                        generator: torch.Generator | None) -> Tensor:
         """Correct each estimate of the actions: ``A + min(beta, 1 / signal) J^T W (Y - A)`` (arXiv 2310.04432)."""
+        answers = self._answers(condition, noise, steps)
+
         def estimate(x: Tensor, step: int) -> Tensor:
-            clean, correction = pull(lambda x: (self._estimate(x, step, condition),) * 2, x, guide)
+            clean, correction = pull(lambda x: (self._estimate(x, step, answers),) * 2, x, guide)
             return clean + min(guide.beta, 1 / math.sqrt(self.schedule.levels[step])) * correction
 
         return self._denoise(estimate, noise, steps, generator)
@@ -212,11 +218,15 @@ class DiffusionPolicy(Guidable):
                                        lambda like=x: torch.randn(like.shape, generator=generator).to(like))
         return x
 
-    def _estimate(self, x: Tensor, step: int, condition: Condition) -> Tensor:
+    def _answers(self, condition: Condition, noise: Tensor, steps: int) -> Field:
+        """Return what the network answers to x at a time, prepared for those of a sample."""
+        times = [self.schedule.time(step) for step in self.schedule.visit(steps)]
+        return PreparedField(self.network, condition).prepare(times, noise)
+
+    def _estimate(self, x: Tensor, step: int, answers: Field) -> Tensor:
         """Return the actions (B, H, A) that x at step k comes from, as far as the network can tell."""
         level = self.schedule.levels[step]
-        time = torch.full((len(x),), self.schedule.time(step), dtype=x.dtype, device=x.device)
-        answer = self.network(x, time, condition).to(x.dtype)
+        answer = answers(x, self.schedule.time(step))
         clean = PREDICTIONS[self.prediction].clean(answer, x, math.sqrt(level), math.sqrt(1 - level))
         return clean if self.clip is None else clean.clamp(-self.clip, self.clip)
 

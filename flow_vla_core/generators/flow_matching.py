@@ -18,8 +18,8 @@ from flow_vla_core.generators.base import (
     FamilyConfig,
     Guidable,
     LikelihoodGenerator,
-    masked_mean,
     repeat,
+    squared_error,
 )
 from flow_vla_core.generators.change_of_variables import ode_log_prob
 from flow_vla_core.generators.couplings import COUPLINGS, Coupling, Independent
@@ -154,13 +154,12 @@ class FlowMatching(LikelihoodGenerator, Guidable, Continuing):
             condition = self.null.drop(condition, self.drop, generator)
         if not (self.training and self.prefix_steps):
             found = self.network(self.path.mix(noise, actions, t), t, condition).to(actions.dtype)
-            return masked_mean((found - self.path.velocity(noise, actions, t)).square(), mask)
+            return squared_error(found, self.path.velocity(noise, actions, t), mask)
         known = self._draw_known(actions, generator)
         t = torch.where(known, 1.0, t[:, None])
         mixed = torch.where(known[..., None], self._disturb(actions, generator), self.path.mix(noise, actions, t))
         found = self.network(mixed, t, condition).to(actions.dtype)
-        return masked_mean((found - self.path.velocity(noise, actions, t)).square(),
-                           ~known if mask is None else mask & ~known)
+        return squared_error(found, self.path.velocity(noise, actions, t), ~known if mask is None else mask & ~known)
 
     def velocity(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """Return the velocity (B, H, A), guided, at points x (B, H, A) and times t (B,)."""

@@ -11,9 +11,10 @@ from flow_vla_core.errors import ConfigError, closest
 from flow_vla_core.generators.base import FamilyConfig, Generator, begin_with, masked_mean, repeat
 from flow_vla_core.generators.candidates import CANDIDATES, more_noise, nearest_beginning
 from flow_vla_core.generators.plans import PlanDecoder, PlanEncoder
+from flow_vla_core.generators.prepared import PreparedField
 from flow_vla_core.generators.times import TIMES
 from flow_vla_core.networks import NetworkConfig, Sizes
-from flow_vla_core.solvers import METHODS, solve
+from flow_vla_core.solvers import METHODS, solve, visited
 from flow_vla_core.types import Condition
 
 __all__ = ['HierarchicalFlow', 'HierarchicalFlowConfig']
@@ -178,7 +179,5 @@ class HierarchicalFlow(Generator):
 
 
 def _integrate(network: nn.Module, noise: Tensor, condition: Condition, steps: int, solver: str) -> Tensor:
-    def velocity(x: Tensor, t: float) -> Tensor:
-        return network(x, x.new_full((len(x),), t), condition).to(x.dtype)
-
-    return solve(velocity, noise, steps, solver)
+    field = PreparedField(network, condition).prepare(visited(steps, solver), noise)
+    return solve(field, noise, steps, solver)

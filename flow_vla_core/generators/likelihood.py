@@ -56,9 +56,9 @@ class LikelihoodFlowConfig(FamilyConfig):
 class LikelihoodFlow(LikelihoodGenerator):
     """Learns the density of whole chunks by maximum likelihood: the loss is ``-log p(chunk | condition) / (H A)``.
 
-    A density flow (`flow_vla_core.flows`) is a bijection between chunk and noise, so one pass of it makes a sample out
-    of the noise that is given, and ``log_prob`` is exact. Steps change nothing. The flow sees the condition's vector,
-    which sums up its tokens, through a small network.
+    Rezende and Mohamed, arXiv 1505.05770. A density flow (`flow_vla_core.flows`) is a bijection between chunk and
+    noise, so one pass of it makes a sample out of the noise that is given, and ``log_prob`` is exact. Steps change
+    nothing. The flow sees the condition's vector, which sums up its tokens, through a small network.
 
     Actions that don't count are replaced by Gaussian noise of known density, and the flow is told which: what is left
     of the likelihood is that of the others. Noise on the actions, ``jitter``, keeps the density of a number that never
@@ -97,7 +97,7 @@ class LikelihoodFlow(LikelihoodGenerator):
         noise = torch.randn(actions.shape, generator=generator).to(actions)
         filled = torch.where(mask[..., None], actions + self.jitter * noise, noise)
         added = (log_normal(noise) * ~mask).sum(1)
-        surprise = added - self.flow(self._context(condition, mask)).log_prob(filled.flatten(1))
+        surprise = added + self.flow.nll(filled.flatten(1), self._context(condition, mask), generator)
         return surprise.sum() / (mask.sum() * self.sizes.action_dim).clamp(min=1)
 
     def _sample(self, condition: Condition, noise: Tensor, steps: int, prefix: Tensor | None,
@@ -109,7 +109,7 @@ class LikelihoodFlow(LikelihoodGenerator):
 
     def _make(self, condition: Condition, noise: Tensor) -> Tensor:
         """Send noise (B, H, A) through the flow."""
-        return self.flow.transform.inverse(noise.flatten(1), self._context(condition))[0].reshape(noise.shape)
+        return self.flow.transform.generate(noise.flatten(1), self._context(condition)).reshape(noise.shape)
 
     def _log_prob(self, actions: Tensor, condition: Condition) -> Tensor:
         return self.flow(self._context(condition)).log_prob(actions.flatten(1))

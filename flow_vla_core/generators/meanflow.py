@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flow_vla_core.errors import ConfigError
-from flow_vla_core.generators.base import FamilyConfig, Generator, masked_mean
+from flow_vla_core.generators.base import FamilyConfig, Generator, squared_error
 from flow_vla_core.generators.span import SpanNetwork, leap
 from flow_vla_core.networks import NetworkConfig, Sizes
 from flow_vla_core.types import Condition
@@ -21,7 +21,12 @@ FASTEST = 5.0  # rad per unit of flow time; the loss holds the derivative by tim
 
 @dataclass(frozen=True)
 class MeanFlowConfig(FamilyConfig):
-    """Sets up `MeanFlow`, whose arguments these are."""
+    """Sets up `MeanFlow`, whose arguments these are.
+
+    Example:
+        >>> MeanFlowConfig(share=0.25).steps
+        1
+    """
 
     family: str = field(default='meanflow', init=False)
     steps: int = 1
@@ -74,7 +79,7 @@ class MeanFlow(Generator):
         mixed = noise + t[:, None, None] * velocity
         answer, slope = with_slope(self.average, mixed, t, span, velocity, condition)
         target = velocity + span[:, None, None] * slope.detach()
-        return masked_mean((answer - target).square(), mask)
+        return squared_error(answer, target, mask)
 
     def _sample(self, condition: Condition, noise: Tensor, steps: int, prefix: Tensor | None,
                 generator: torch.Generator | None) -> Tensor:

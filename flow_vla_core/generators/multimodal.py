@@ -23,7 +23,12 @@ __all__ = ['MultimodalFlow', 'MultimodalFlowConfig']
 
 @dataclass(frozen=True)
 class MultimodalFlowConfig(FamilyConfig):
-    """Sets up `MultimodalFlow`, whose arguments these are."""
+    """Sets up `MultimodalFlow`, whose arguments these are.
+
+    Example:
+        >>> MultimodalFlowConfig((PartConfig('rotation', 1), PartConfig('continuous', 1))).kept(7)
+        (0, 1, 2, 3, 4, 5)
+    """
 
     family: str = field(default='multimodal', init=False)
     parts: tuple[PartConfig, ...] = ()

@@ -9,6 +9,7 @@ import math
 import torch
 from torch import Tensor
 
+from flow_vla_core.checks import bounds_of
 from flow_vla_core.errors import ConfigError, InputError
 
 __all__ = ['PATHS', 'Path', 'StraightPath', 'VariancePreservingPath', 'expand_time']
@@ -76,7 +77,7 @@ class StraightPath(Path):
 
     def mix(self, noise: Tensor, data: Tensor, t: Tensor | float) -> Tensor:
         """Stand between the two, on the line."""
-        return noise + expand_time(t, noise) * self.velocity(noise, data, t)
+        return torch.addcmul(noise, expand_time(t, noise), self.velocity(noise, data, t))
 
     def velocity(self, noise: Tensor, data: Tensor, t: Tensor | float) -> Tensor:
         """Point from one to the other at any time."""
@@ -156,8 +157,8 @@ def expand_time(t: Tensor | float, like: Tensor) -> Tensor:
         _check_range(t, t)
         return torch.full((), t, dtype=like.dtype, device=like.device)
     t = t.to(like)
-    if not ((t >= 0) & (t <= 1)).all():
-        _check_range(t.min().item(), t.max().item())
+    if t.numel():
+        _check_range(*bounds_of(t))
     if t.ndim == 0:
         return t
     if t.ndim > like.ndim or t.shape[0] != like.shape[0] or any(

@@ -39,7 +39,7 @@ class PlanEncoder(nn.Module):
         counted = mask[..., None]
         seen = torch.cat([torch.where(counted, actions, 0.0), counted.to(actions)], -1)
         found = self.layers(seen.flatten(1)).to(actions.dtype)
-        radius = found.square().mean(1, keepdim=True).sqrt().clamp(min=1e-6)
+        radius = found.square().mean(1, keepdim=True).clamp(min=1e-12).sqrt()
         return (found / radius).unflatten(1, self.shape)
 
 

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from flow_vla_core.networks import VelocityNetwork
+from flow_vla_core.networks import Modulation, VelocityNetwork
 from flow_vla_core.types import Condition
 
 __all__ = ['PreparedField']
+
+AT_ONCE = 256  # rows (times by chunks) of one pass: few chunks share one, many stay in the processor's cache
 
 
 class PreparedField:
@@ -30,27 +32,40 @@ class PreparedField:
     """
 
     def __init__(self, network: nn.Module, condition: Condition, known: Tensor | None = None) -> None:
-        self._network, self._condition, self._known, self._told = network, condition, known, {}
+        self._network, self._condition, self._known = network, condition, known
+        self._with_gradient = torch.is_grad_enabled()  # what is prepared serves evaluations inside `pull`, too
+        self._times: dict[float, Tensor] = {}
+        self._told: dict[float, Modulation] = {}
 
     def prepare(self, times: Sequence[float], like: Tensor) -> PreparedField:
-        """Work out in one pass what depends on times and condition alone, if the network can; return the same field.
+        """Say at which times it will be asked, in order; return the same field.
+
+        What depends on times and condition alone is then worked out, if the network can, for several times in one
+        pass, shortly before the first of them is asked for. At other times it is worked out when it is asked.
 
         Args:
-            times: at which it will be asked; at others it works that out when it is asked.
-            like: (any, H, A), gives horizon, type and device of the chunks.
+            times: t of each evaluation.
+            like: (any, H, A), gives type and device of the chunks.
         """
-        if times and isinstance(self._network, VelocityNetwork):
-            each = [self._times(t, like[:1]).expand(len(self._condition), -1) for t in times]
-            self._told = dict(zip(times, self._network.prepare(torch.stack(each), self._condition)))
+        filled = {t: torch.full((1,), t, dtype=like.dtype, device=like.device) for t in times}
+        self._times = filled if self._known is None else {t: torch.where(self._known, 1.0, time)
+                                                          for t, time in filled.items()}
         return self
 
     def __call__(self, x: Tensor, t: float) -> Tensor:
         """(B, H, A), t -> (B, H, A)."""
-        times = self._times(t, x)
-        times = times[:, 0] if self._known is None else times.expand(len(x), -1)
+        if t not in self._times:
+            self.prepare((t,), x)
+        if t not in self._told and isinstance(self._network, VelocityNetwork):
+            self._tell(t)
+        times = self._times[t].expand(len(x)) if self._known is None else self._times[t].expand(len(x), -1)
         return self._network(x, times, self._told.get(t, self._condition)).to(x.dtype)
 
-    def _times(self, t: float, x: Tensor) -> Tensor:
-        """Return the time of each chunk (B, 1), or of each action of any (1, H)."""
-        times = torch.full((len(x), 1), t, dtype=x.dtype, device=x.device)
-        return times if self._known is None else torch.where(self._known, 1.0, times[:1])
+    def _tell(self, t: float) -> None:
+        """Let the network work out what it can for this time and some that follow, in place of earlier ones."""
+        times = list(self._times)
+        first = times.index(t)
+        now = times[first:first + max(1, AT_ONCE // max(1, len(self._condition)))]
+        rows = torch.stack([self._times[each] for each in now])[:, None]
+        with torch.set_grad_enabled(self._with_gradient):
+            self._told = dict(zip(now, self._network.prepare(rows, self._condition)))

@@ -19,7 +19,12 @@ DISTANCES = {'l1': torch.abs, 'l2': torch.square}
 
 @dataclass(frozen=True)
 class RegressionConfig(FamilyConfig):
-    """Sets up `Regression`, whose arguments these are."""
+    """Sets up `Regression`, whose arguments these are.
+
+    Example:
+        >>> RegressionConfig('l2').family
+        'regression'
+    """
 
     family: str = field(default='regression', init=False)
     distance: str = 'l1'

@@ -22,10 +22,11 @@ from flow_vla_core.generators.base import (
 )
 from flow_vla_core.generators.change_of_variables import ode_log_prob
 from flow_vla_core.generators.paths import VariancePreservingPath
+from flow_vla_core.generators.prepared import PreparedField
 from flow_vla_core.generators.realtime import Guide, steer
 from flow_vla_core.generators.schedules import VariancePreserving
 from flow_vla_core.networks import NetworkConfig, Sizes
-from flow_vla_core.solvers import ADAPTIVE, METHODS, solve
+from flow_vla_core.solvers import ADAPTIVE, METHODS, Field, solve, visited
 from flow_vla_core.types import Condition
 
 __all__ = ['OBJECTIVES', 'SAMPLERS', 'WEIGHTINGS', 'ScoreConfig', 'ScoreModel']
@@ -147,7 +148,7 @@ class ScoreModel(LikelihoodGenerator, Guidable):
                 generator: torch.Generator | None) -> Tensor:
         if self.sampler == 'sde':
             return begin_with(prefix, self._walk(condition, noise, steps, prefix, generator))
-        return begin_with(prefix, solve(self._flow(condition, noise, prefix), noise, steps, self.solver))
+        return begin_with(prefix, solve(self._flow(condition, noise, steps, prefix), noise, steps, self.solver))
 
     @property
     def is_fixed(self) -> bool:
@@ -162,19 +163,24 @@ class ScoreModel(LikelihoodGenerator, Guidable):
     def _sample_guided(self, condition: Condition, noise: Tensor, steps: int, guide: Guide,
                        generator: torch.Generator | None) -> Tensor:
         path = VariancePreservingPath(self.schedule.angle(0.0))
-        return solve(steer(self._flow(condition), guide, path), noise, steps, self.solver)
+        return solve(steer(self._flow(condition, noise, steps), guide, path), noise, steps, self.solver)
 
-    def _flow(self, condition: Condition, noise: Tensor | None = None,
-              prefix: Tensor | None = None) -> Callable[[Tensor, float], Tensor]:
-        """Make the field of the probability flow; its time goes evenly over the angles, from noise 0 to data 1."""
+    def _flow(self, condition: Condition, noise: Tensor, steps: int | None = None,
+              prefix: Tensor | None = None) -> Field:
+        """Make the field of the probability flow; its time goes evenly over the angles, from noise 0 to data 1.
+
+        What depends on times and condition alone is prepared for a sample of so many steps, if they are given.
+        """
         start = self.schedule.angle(0.0)
         span = math.pi / 2 - start
+        places = () if steps is None else visited(steps, self.solver)
+        angles = [start + span * place for place in places]
+        answers = PreparedField(self.network, condition).prepare([*map(self.schedule.time, angles)], noise)
 
         def field(x: Tensor, place: float) -> Tensor:
             angle = start + span * place
             x = x if prefix is None else begin_with(_mix(prefix, noise, math.sin(angle), math.cos(angle)), x)
-            time = torch.full((len(x),), self.schedule.time(angle), dtype=x.dtype, device=x.device)
-            return -span * self.network(x, time, condition).to(x.dtype)
+            return -span * answers(x, self.schedule.time(angle))
 
         return field
 
@@ -193,7 +199,7 @@ class ScoreModel(LikelihoodGenerator, Guidable):
         return x
 
     def _log_prob(self, actions: Tensor, condition: Condition) -> Tensor:
-        return ode_log_prob(self._flow(condition), actions)
+        return ode_log_prob(self._flow(condition, actions), actions)
 
 
 def _mix(prefix: Tensor, noise: Tensor, signal: Tensor | float, spread: Tensor | float) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flow_vla_core.errors import ConfigError
-from flow_vla_core.generators.base import FamilyConfig, Generator, masked_mean
+from flow_vla_core.generators.base import FamilyConfig, Generator, squared_error
 from flow_vla_core.generators.span import SpanNetwork, leap
 from flow_vla_core.networks import NetworkConfig, Sizes
 from flow_vla_core.types import Condition
@@ -18,7 +18,12 @@ __all__ = ['Shortcut', 'ShortcutConfig']
 
 @dataclass(frozen=True)
 class ShortcutConfig(FamilyConfig):
-    """Sets up `Shortcut`, whose arguments these are."""
+    """Sets up `Shortcut`, whose arguments these are.
+
+    Example:
+        >>> ShortcutConfig(steps=2, halvings=3).share
+        0.5
+    """
 
     family: str = field(default='shortcut', init=False)
     steps: int = 1
@@ -75,7 +80,7 @@ class Shortcut(Generator):
         mixed = noise + t[:, None, None] * target
         leaps = span > 0
         target[leaps] = self._two_leaps(mixed[leaps], t[leaps], span[leaps] / 2, condition[leaps])
-        return masked_mean((self.average(mixed, t, span, condition) - target).square(), mask)
+        return squared_error(self.average(mixed, t, span, condition), target, mask)
 
     def _sample(self, condition: Condition, noise: Tensor, steps: int, prefix: Tensor | None,
                 generator: torch.Generator | None) -> Tensor:

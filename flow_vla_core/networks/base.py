@@ -40,8 +40,8 @@ class Modulation:
             always: for each block, tensors (B, ...) that do not depend on time.
         """
         always = always or [()] * len(blocks)
-        return [cls(tuple((*(part[index] for part in block), *rest) for block, rest in zip(blocks, always)))
-                for index in range(len(blocks[0][0]))]
+        each = [zip(*(part.unbind() for part in block)) for block in blocks]
+        return [cls(tuple((*parts, *rest) for parts, rest in zip(now, always))) for now in zip(*each)]
 
 
 class VelocityNetwork(nn.Module, ABC):
@@ -80,8 +80,9 @@ class VelocityNetwork(nn.Module, ABC):
         """Work out what K times and a condition mean for the network.
 
         Args:
-            times: (K, B, 1), or (K, B, H) where each action has a time of its own.
-            condition: of the same B.
+            times: (K, B, 1), or (K, B, H) where each action has a time of its own; (K, 1, 1) or (K, 1, H) where all
+                chunks have the same.
+            condition: of B elements.
         """
 
     @abstractmethod

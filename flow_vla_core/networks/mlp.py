@@ -16,6 +16,8 @@ __all__ = ['ResidualMLP']
 class ResidualMLP(VelocityNetwork):
     """Sees the whole chunk as one vector; time and condition modulate every block (adaLN, arXiv 2212.09748).
 
+    Each block is ``h + (1 + gate) layers(shift + (1 + scale) norm(h))``, all three linear in ``silu(W c + embed(t))``.
+
     Where actions have times of their own, the mean of the embedded times stands for them.
 
     Args:

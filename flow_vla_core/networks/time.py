@@ -37,7 +37,9 @@ def time_of_actions(t: Tensor, x: Tensor) -> Tensor:
 
 
 class TimeEmbedding(nn.Module):
-    """Embeds t in [0, 1] by sines and cosines of geometrically spaced frequencies and a small network.
+    """Embeds t in [0, 1] by ``sin(w_i t), cos(w_i t)`` and a small network, w geometric from 0.5 to ``fastest``.
+
+    As in arXiv 1706.03762, section 3.5, with frequencies for an interval of length 1 in place of token numbers.
 
     Args:
         width: size of the embedding D, any number above 0.

@@ -17,8 +17,9 @@ __all__ = ['ActionTransformer']
 class ActionTransformer(VelocityNetwork):
     """Makes each action a token; tokens attend to each other and to the condition's tokens; adaLN-zero brings time in.
 
-    Follows DiT (arXiv 2212.09748). Flow time may differ from token to token, which training-time real-time chunking
-    needs (arXiv 2512.05964).
+    Follows DiT (arXiv 2212.09748): each block adds ``gate f(shift + (1 + scale) norm(h))``, first with f attention,
+    then with f a small network; all six are linear in ``silu(W c + embed(t))``. Flow time may differ from token to
+    token, which training-time real-time chunking needs (arXiv 2512.05964).
 
     Args:
         horizon: H.

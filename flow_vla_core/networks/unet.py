@@ -18,6 +18,8 @@ __all__ = ['UNet1d']
 class UNet1d(VelocityNetwork):
     """Convolves along the horizon at several scales, with FiLM by time and condition (arXiv 2303.04137).
 
+    Each block is ``skip(h) + second(shift + (1 + scale) first(h))``, both linear in ``silu(W c + embed(t))``.
+
     A horizon that does not divide by the scales is padded by repeating its last action, and cut again. Where actions
     have times of their own, so has each place of the finest scale, and neighbours are averaged for the next one.
 
