@@ -23,8 +23,10 @@ from flow_vla_core.evaluation.comparison_plots import (
 )
 from flow_vla_core.evaluation.cost import make_chunks
 from flow_vla_core.evaluation.flow_plots import Evolution, plot_actions, plot_evolution, record_evolution
-from flow_vla_core.evaluation.gallery import EDGE, EXACT, Gallery, Picture, plot_gallery
+from flow_vla_core.evaluation.gallery import EDGE, EXACT, Gallery, Picture
+from flow_vla_core.evaluation.gallery_plot import plot_gallery
 from flow_vla_core.evaluation.show import show_bimodal, show_policy
+from flow_vla_core.evaluation.toys import FLOORS
 from flow_vla_core.evaluation.trials import BimodalTrial
 from flow_vla_core.generators import FlowMatchingConfig
 from flow_vla_core.networks import NetworkConfig, Sizes
@@ -124,10 +126,13 @@ def test_a_gallery_is_trained_once_and_drawn(tmp_path: Path, monkeypatch: pytest
     moons, spirals = pictures.values()
     assert list(moons) == [EXACT, 'real_nvp', 'flow_matching', 'distilled', 'vae']
     assert all(picture.samples.shape == (2000, 2) for picture in moons.values())
-    assert spirals[EXACT].density is None and spirals['vae'].density is None
+    assert spirals['vae'].density is None and spirals['vae'].nll is None
+    assert spirals[EXACT].density.sum() * (2 * EDGE / 9) ** 2 == pytest.approx(1, abs=0.01), 'counted, not known'
+    assert spirals[EXACT].nll is None and spirals['real_nvp'].nll is not None
     monkeypatch.setattr(Gallery, '_train', lambda *_: pytest.fail('trained again'))
     again = gallery.run()
     np.testing.assert_array_equal(again['moons']['real_nvp'].density, moons['real_nvp'].density)
+    assert again['moons']['real_nvp'].nll == pytest.approx(moons['real_nvp'].nll)
     plot_gallery(tmp_path / 'gallery.png', pictures)
     assert (pixels(tmp_path / 'gallery.png') < 200).sum() > 5000
     with pytest.raises(ConfigError, match='other settings'):
@@ -145,13 +150,18 @@ def test_densities_of_the_gallery_are_in_the_toy_s_units(tmp_path: Path) -> None
         assert density.sum() == pytest.approx(len(inside) / 2000, abs=0.03)
         moments = np.stack([density.sum(0) @ side ** 2, density.sum(1) @ side ** 2]) / density.sum()
         np.testing.assert_allclose(moments, (inside ** 2).mean(0), rtol=0.1)
+    exact = pictures.pop(EXACT)
+    assert exact.nll == FLOORS['moons']
+    for picture in pictures.values():
+        assert picture.nll == pytest.approx(-(exact.density * cell * np.log(picture.density)).sum(), abs=0.1)
 
 
 def test_a_picture_comes_back_from_its_file(tmp_path: Path) -> None:
-    for density in (None, np.ones((3, 3), np.float32)):
-        Picture(np.zeros((4, 2), np.float32), density).save(tmp_path / 'x' / 'a.safetensors')
+    for density, nll in ((None, None), (np.ones((3, 3), np.float32), 2.5)):
+        Picture(np.zeros((4, 2), np.float32), density, nll).save(tmp_path / 'x' / 'a.safetensors')
         found = Picture.load(tmp_path / 'x' / 'a.safetensors')
         assert found.samples.shape == (4, 2) and (found.density is None) == (density is None)
+        assert found.nll == nll
 
 
 @pytest.mark.parametrize(('models', 'toys', 'message'), [(('real_nvq',), ('moons',), "did you mean 'real_nvp'"),

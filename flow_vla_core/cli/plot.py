@@ -16,7 +16,8 @@ from flow_vla_core.errors import ConfigError, DataError
 from flow_vla_core.evaluation.comparison_plots import plot_losses, plot_straightness
 from flow_vla_core.evaluation.cost import make_chunks
 from flow_vla_core.evaluation.flow_plots import plot_actions, plot_evolution, record_evolution
-from flow_vla_core.evaluation.gallery import Gallery, plot_gallery
+from flow_vla_core.evaluation.gallery import Gallery
+from flow_vla_core.evaluation.gallery_plot import plot_gallery
 from flow_vla_core.evaluation.show import Show, show_bimodal, show_policy
 from flow_vla_core.evaluation.toys import TOYS
 from flow_vla_core.training.config import LoopConfig

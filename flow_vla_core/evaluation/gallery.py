@@ -1,13 +1,12 @@
-"""All density flows and all families on toy distributions, in one picture."""
+"""All density flows and all families, trained on toy distributions."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.console import Console
@@ -18,8 +17,7 @@ from torch import Tensor, nn
 from flow_vla_core.errors import ConfigError, closest
 from flow_vla_core.evaluation.compare import default_entries
 from flow_vla_core.evaluation.cost import make_chunks
-from flow_vla_core.evaluation.figures import new_figure, quiet, save_figure
-from flow_vla_core.evaluation.toys import DENSITIES, TOYS
+from flow_vla_core.evaluation.toys import DENSITIES, FLOORS, TOYS
 from flow_vla_core.flows import FLOWS, NormalizingFlow
 from flow_vla_core.generators import Generator, LikelihoodGenerator, Student
 from flow_vla_core.networks import NetworkConfig, Sizes
@@ -29,10 +27,7 @@ from flow_vla_core.training.tensor_objectives import ChunkObjective, DensityObje
 from flow_vla_core.training.trainer import FlowTrainer
 from flow_vla_core.types import Condition
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-__all__ = ['Gallery', 'Picture', 'plot_gallery']
+__all__ = ['EDGE', 'EXACT', 'Gallery', 'Picture']
 
 SCALE = 2.5  # toys are divided by it, so that they are as wide as normalised chunks
 SHRINKAGE = 2 * math.log(SCALE)  # log-determinant of that
@@ -40,6 +35,8 @@ EDGE = 5.0  # of the pictures, in the toys' units
 TEACHER = 'flow_matching'
 POINT = Sizes(1, 2, 1)  # a chunk of one action that is a point of the plane; the condition is always 0
 EXACT = 'exact'
+TESTED = 4000  # points of a likelihood, whose standard error is then about .02 nats
+COUNTED = 1_000_000  # points of a histogram where a toy has no density in closed form
 
 
 @dataclass(frozen=True)
@@ -49,6 +46,7 @@ class Picture:
     Args:
         samples: (N, 2).
         density: (G, G) on a grid from -`EDGE` to `EDGE`, rows being y; None for a model that has none.
+        nll: mean of -log p over new points of the toy, nats; of the toy itself its entropy; None if it is not known.
 
     Example:
         >>> Picture(np.zeros((5, 2))).density is None
@@ -57,19 +55,20 @@ class Picture:
 
     samples: np.ndarray
     density: np.ndarray | None = None
+    nll: float | None = None
 
     def save(self, path: Path) -> None:
         """Write a safetensors file."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        arrays = {'samples': self.samples} if self.density is None else {'samples': self.samples,
-                                                                         'density': self.density}
-        save_file({name: np.ascontiguousarray(array, np.float32) for name, array in arrays.items()}, path)
+        arrays = {'samples': self.samples, 'density': self.density, 'nll': self.nll}
+        save_file({name: np.array(array, np.float32) for name, array in arrays.items() if array is not None}, path)
 
     @classmethod
     def load(cls, path: Path) -> Picture:
         """Read what `save` wrote."""
         arrays = load_file(path)
-        return cls(arrays['samples'], arrays.get('density'))
+        nll = arrays.get('nll')
+        return cls(arrays['samples'], arrays.get('density'), None if nll is None else float(nll))
 
 
 @dataclass(frozen=True)
@@ -140,14 +139,16 @@ class Gallery:
                 model.learn_from(teacher)
             trained = self._train(toy, model)
             teacher = trained if name == TEACHER else teacher
-            picture = self._draw(trained)
+            picture = self._draw(toy, trained)
             picture.save(path)
             console.print(f'{toy}: {name} trained')
             yield name, picture
 
     def _exact(self, toy: str) -> Picture:
-        density = self._on_grid(DENSITIES[toy]) if toy in DENSITIES else None
-        return Picture(TOYS[toy](2000, torch.Generator().manual_seed(1)).numpy(), density)
+        random = torch.Generator().manual_seed(1)
+        samples = TOYS[toy](2000, random).numpy()
+        density = self._on_grid(DENSITIES[toy]) if toy in DENSITIES else self._count(TOYS[toy](COUNTED, random))
+        return Picture(samples, density, FLOORS.get(toy))
 
     def _build(self, name: str) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
@@ -164,58 +165,38 @@ class Gallery:
         trainer.run()
         return trainer.average.module.eval()
 
-    def _draw(self, model: nn.Module) -> Picture:
+    def _draw(self, toy: str, model: nn.Module) -> Picture:
         random, condition = torch.Generator().manual_seed(2), Condition(torch.zeros(2000, 1))
-        if isinstance(model, NormalizingFlow):
-            return Picture(SCALE * model().sample((2000,), random).numpy(),
-                           self._on_grid(lambda points: model().log_prob(points / SCALE) - SHRINKAGE))
-        samples = SCALE * make_chunks(model, condition, None, random)[:, 0]
-        if not isinstance(model, LikelihoodGenerator):
-            return Picture(samples.numpy())
-        return Picture(samples.numpy(), self._on_grid(
-            lambda points: model.log_prob(points[:, None] / SCALE, Condition(torch.zeros(len(points), 1))) - SHRINKAGE))
+        samples = model().sample((2000,), random) if isinstance(model, NormalizingFlow) \
+            else make_chunks(model, condition, None, random)[:, 0]
+        samples = (SCALE * samples).numpy()
+        log_density = _log_density(model)
+        if log_density is None:
+            return Picture(samples)
+        tested = TOYS[toy](TESTED, torch.Generator().manual_seed(3))
+        return Picture(samples, self._on_grid(log_density), -_in_pieces(log_density, tested).mean().item())
 
     def _on_grid(self, log_density: Callable[[Tensor], Tensor]) -> np.ndarray:
         side = (torch.arange(self.grid) + 0.5) * 2 * EDGE / self.grid - EDGE
         points = torch.stack(torch.meshgrid(side, side, indexing='xy'), -1).reshape(-1, 2)
-        with torch.no_grad():
-            found = torch.cat([log_density(piece) for piece in points.split(1200)])
-        return found.exp().reshape(self.grid, self.grid).numpy()
+        return _in_pieces(log_density, points).exp().reshape(self.grid, self.grid).numpy()
+
+    def _count(self, points: Tensor) -> np.ndarray:
+        """Return a histogram as a density on the grid."""
+        bounds = np.linspace(-EDGE, EDGE, self.grid + 1)
+        counts, _, _ = np.histogram2d(points[:, 1].numpy(), points[:, 0].numpy(), (bounds, bounds))
+        return counts / len(points) / (bounds[1] - bounds[0]) ** 2
 
 
-def plot_gallery(path: Path, pictures: Mapping[str, Mapping[str, Picture]]) -> None:
-    """Draw a column of toys for each model: its density, where it has one, and points that it makes.
-
-    Args:
-        path: of the picture.
-        pictures: toy -> model -> picture; the same models for each toy.
-    """
-    models = list(next(iter(pictures.values())))
-    blocks = [models[place:place + 12] for place in range(0, len(models), 12)]
-    width, rows = max(map(len, blocks)), len(pictures)
-    figure = new_figure((1.35 * width, 1.42 * rows * len(blocks)))
-    grid = figure.subplots(rows * len(blocks), width, squeeze=False)
-    for axes in grid.flat:
-        axes.set_axis_off()
-    for number, block in enumerate(blocks):
-        for row, (toy, of_models) in enumerate(pictures.items()):
-            for column, name in enumerate(block):
-                axes = grid[number * rows + row, column]
-                _draw_picture(axes, of_models[name])
-                if row == 0:
-                    axes.set_title(name.replace('_', '\n', 1).replace('_', ' '), fontsize=8)
-                if column == 0:
-                    axes.set_ylabel(toy.replace('_', ' '), fontsize=8)
-    save_figure(figure, path, dpi=100)
+def _log_density(model: nn.Module) -> Callable[[Tensor], Tensor] | None:
+    """Return the log-density of points (N, 2) in the toys' units; None if the model knows none."""
+    if isinstance(model, NormalizingFlow):
+        return lambda points: model().log_prob(points / SCALE) - SHRINKAGE
+    if not isinstance(model, LikelihoodGenerator):
+        return None
+    return lambda points: model.log_prob(points[:, None] / SCALE, Condition(torch.zeros(len(points), 1))) - SHRINKAGE
 
 
-def _draw_picture(axes: Axes, picture: Picture) -> None:
-    axes.set_axis_on()
-    quiet(axes)
-    axes.spines[:].set_visible(False)
-    if picture.density is not None:
-        top = np.quantile(picture.density, 0.99)
-        axes.imshow(picture.density, origin='lower', extent=(-EDGE, EDGE, -EDGE, EDGE), cmap='Blues', vmin=0,
-                    vmax=max(top, 1e-6), interpolation='bilinear')
-    axes.plot(*picture.samples.T, '.', color='black', markersize=0.9, alpha=0.5, markeredgewidth=0)
-    axes.set(xlim=(-EDGE, EDGE), ylim=(-EDGE, EDGE), aspect='equal')
+@torch.no_grad()
+def _in_pieces(log_density: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
+    return torch.cat([log_density(piece) for piece in points.split(1200)])
