@@ -85,6 +85,13 @@ def test_the_audit_sees_each_bound(power: int, scale: float, ticks: int, names: 
     assert violations(rows) == {f'part: {name}' for name in names}
 
 
+def test_the_audit_allows_for_the_rounding_of_all_values_that_it_differentiates() -> None:
+    # Exactly at the bound, 10 / s^3: -10.0005 after rounding to float32, for the sake of the first.
+    values = [-0.004045332928743855, -0.0025657281539852948, -0.001049632824012504, 0.0004929530611745142]
+    assert violations(np.array(values)[:, None], 'slow arm with jerk') == set()
+    assert violations(np.multiply(values, 1.001)[:, None], 'slow arm with jerk') == {'part: jerk'}
+
+
 def test_the_audit_sees_position_and_workspace() -> None:
     assert violations(np.array([[2.8, 0, 0, -1, 0, 1, 0]])) == {'part: position'}
     assert violations(np.array([[0.39] * 3 + [0] * 3, [0.41] * 3 + [0] * 3]), 'pose') >= {'part: workspace'}

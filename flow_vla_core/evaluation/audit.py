@@ -70,7 +70,7 @@ class _PartAudit:
     def restart(self) -> None:
         """Forget the last commands."""
         self._before: np.ndarray | None = None
-        self._changes: list[tuple[np.ndarray, float]] = []
+        self._changes: list[tuple[np.ndarray, float, float]] = []
 
     def check(self, values: np.ndarray, elapsed: float) -> list[str]:
         """Name the bounds that the next command violates."""
@@ -105,10 +105,10 @@ class _PartAudit:
 
     def _too_fast(self, values: np.ndarray, elapsed: float) -> list[str]:
         """Differentiate as often as there are bounds, as far as there are commands."""
-        rounding = HALF_BIT * max(np.abs(values).max(), np.abs(self._before).max(), 1e-3)
-        self._changes = [*self._changes[-2:], (self._change(values), elapsed)]
-        spans = [span for _, span in self._changes]
-        derivatives, wrong = [change for change, _ in self._changes], []
+        size = max(np.abs(values).max(), np.abs(self._before).max(), 1e-3)
+        self._changes = [*self._changes[-2:], (self._change(values), elapsed, size)]
+        derivatives, spans, sizes = map(list, zip(*self._changes))
+        rounding, wrong = HALF_BIT * max(sizes), []
         for number, (order, bound) in enumerate(self._bounds.items()):
             ends = range(number, len(spans))
             if not ends:

@@ -15,6 +15,8 @@ __all__ = ['FreeTracker', 'JerkTracker', 'RampTracker', 'Tracker', 'TurnTracker'
 FEASIBLE = 0.9      # of the acceleration: a plan that asks for more is tracked as if it did not accelerate
 ROOM = 1e-3         # of the velocity
 ROUNDING = 1e-9
+GAIN = 20.0         # 1/s: what is left to a plan that is near fades with exp(-GAIN t)
+COARSE = 0.3        # of a tick in 1 / GAIN: with fewer ticks the gain would be too much
 
 
 class Tracker(ABC):
@@ -117,13 +119,18 @@ class TurnTracker(Tracker):
 
 
 class JerkTracker(Tracker):
-    r"""Bounds range, velocity, acceleration and jerk: time-optimal, in the frame that moves with the plan.
+    r"""Bounds range, velocity, acceleration and jerk: gentle near the plan, time-optimal on the way to it.
 
-    The difference :math:`e(s) = x(s) - (x^* + v^* s + a^* s^2 / 2)` to the plan's motion is brought to rest at 0 by
-    ruckig's online trajectory generation (Berscheid and Kroeger, arXiv 2105.04830), whose jerk is that of
-    :math:`x`; a plan within the bounds is followed without lag. A component goes there only if it could still stop
-    within all bounds afterwards; otherwise, or when ruckig fails, it takes one step of its fastest stop, after which
-    it can stop again. So no bound is ever passed, whatever the goals are.
+    The difference :math:`e(s) = x(s) - (x^* + v^* s + a^* s^2 / 2)` to the plan's motion is brought to rest at 0. From
+    afar this is done by ruckig's online trajectory
+    generation (Berscheid and Kroeger, arXiv 2105.04830), whose jerk is that of :math:`x`. Near the plan, where the
+    bound on jerk allows it, it is done by the linear law
+    :math:`\dddot e = -\lambda^3 e - 3 \lambda^2 \dot e - 3 \lambda \ddot e`, whose three poles are :math:`-\lambda`:
+    time-optimal ways go from one bound to the other, and a plan whose acceleration jumps from action to action never
+    lets them come to rest. A steady plan is met without lag, one with the jerk :math:`j^*` with a lag of up to
+    :math:`j^* / \lambda^3`. A component goes anywhere only if it could still stop within all bounds afterwards;
+    otherwise, or when ruckig fails, it takes one step of its fastest stop, after which it can stop again. So no bound
+    is ever passed, whatever the goals are.
 
     Args:
         low: (n,) of the range, may be infinite.
@@ -144,14 +151,15 @@ class JerkTracker(Tracker):
         self._input.max_jerk = jerk.tolist()
 
     def track(self, motion: Motion, goal: Motion, elapsed: float) -> Motion:
-        """Take one step of the time-optimal way to the goal, or of the stop."""
+        """Take one step towards the goal, or of the stop."""
         goal = self._feasible(goal)
-        wish, safe = self._attempt(motion, goal, elapsed)
-        if not safe.all():
-            # A plan that accelerates soon passes the bound on velocity; one that is steady does not.
-            steady = Motion(goal.values, goal.rates, np.zeros_like(goal.curvatures))
-            second, second_safe = self._attempt(motion, steady, elapsed)
-            wish, safe = wish.where(safe, second), safe | second_safe
+        wish, safe = self._settle(motion, goal, elapsed)
+        # A plan that accelerates soon passes the bound on velocity; one that is steady does not.
+        for way in (goal, Motion(goal.values, goal.rates, np.zeros_like(goal.curvatures))):
+            if safe.all():
+                return wish
+            other, other_safe = self._attempt(motion, way, elapsed)
+            wish, safe = wish.where(safe, other), safe | other_safe
         return wish if safe.all() else wish.where(safe, self.brake(motion, elapsed))
 
     def brake(self, motion: Motion, elapsed: float) -> Motion:
@@ -171,6 +179,17 @@ class JerkTracker(Tracker):
         feasible = inside & (rates == goal.rates) & (np.abs(goal.curvatures) < FEASIBLE * self._acceleration)
         return Motion(values, np.where(inside, rates, 0), np.where(feasible, goal.curvatures, 0))
 
+    def _settle(self, motion: Motion, goal: Motion, elapsed: float) -> tuple[Motion, np.ndarray]:
+        """Return the next state with what is left to the goal fading, and which components (n,) of it may be used."""
+        gain = min(GAIN, COARSE / elapsed)
+        left = _left(motion, goal, elapsed)
+        wanted = -gain * (gain * (gain * left.values + 3 * left.rates) + 3 * left.curvatures)
+        near = np.abs(wanted) <= self._jerk
+        change = wanted * elapsed
+        wish = Motion(motion.values + elapsed * (motion.rates + elapsed * (motion.curvatures / 2 + change / 6)),
+                      motion.rates + elapsed * (motion.curvatures + change / 2), motion.curvatures + change)
+        return wish, near & self._allowed(motion, wish, elapsed) & self._stoppable(wish)
+
     def _attempt(self, motion: Motion, goal: Motion, elapsed: float) -> tuple[Motion, np.ndarray]:
         """Return the next state on the way to the goal, in its frame, and which components (n,) of it may be used."""
         if (found := self._find(motion, goal, elapsed)) is None:
@@ -179,11 +198,9 @@ class JerkTracker(Tracker):
 
     def _find(self, motion: Motion, goal: Motion, elapsed: float) -> Motion | None:
         """Ask ruckig for the next state; None if it finds no way."""
-        rates, curvatures, given = goal.rates, goal.curvatures, self._input
-        start = goal.values - rates * elapsed + curvatures * elapsed ** 2 / 2
-        given.current_position = (motion.values - start).tolist()
-        given.current_velocity = (motion.rates - rates + curvatures * elapsed).tolist()
-        given.current_acceleration = (motion.curvatures - curvatures).tolist()
+        rates, curvatures, given, left = goal.rates, goal.curvatures, self._input, _left(motion, goal, elapsed)
+        given.current_position, given.current_velocity = left.values.tolist(), left.rates.tolist()
+        given.current_acceleration = left.curvatures.tolist()
         given.max_velocity = (self._velocity - rates).tolist()
         given.min_velocity = (-self._velocity - rates).tolist()
         given.max_acceleration = (self._acceleration - curvatures).tolist()
@@ -220,6 +237,12 @@ class JerkTracker(Tracker):
         lowest, highest = self._stop(wish).reach()
         return (slow & (wish.values + lowest >= self._low - 1e-3 * ROUNDING)
                 & (wish.values + highest <= self._high + 1e-3 * ROUNDING))
+
+
+def _left(motion: Motion, goal: Motion, elapsed: float) -> Motion:
+    """Return how ``motion`` differs from the plan's motion ``elapsed`` s before it comes to the goal."""
+    return Motion(motion.values - goal.values + elapsed * (goal.rates - elapsed * goal.curvatures / 2),
+                  motion.rates - goal.rates + elapsed * goal.curvatures, motion.curvatures - goal.curvatures)
 
 
 def _shorten(vector: np.ndarray, length: float) -> np.ndarray:
