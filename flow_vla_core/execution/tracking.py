@@ -122,9 +122,8 @@ class JerkTracker(Tracker):
     r"""Bounds range, velocity, acceleration and jerk: gentle near the plan, time-optimal on the way to it.
 
     The difference :math:`e(s) = x(s) - (x^* + v^* s + a^* s^2 / 2)` to the plan's motion is brought to rest at 0. From
-    afar this is done by ruckig's online trajectory
-    generation (Berscheid and Kroeger, arXiv 2105.04830), whose jerk is that of :math:`x`. Near the plan, where the
-    bound on jerk allows it, it is done by the linear law
+    afar this is done by ruckig's online trajectory generation (Berscheid and Kroeger, arXiv 2105.04830), whose jerk is
+    that of :math:`x`. Near the plan, where the bound on jerk allows it, it is done by the linear law
     :math:`\dddot e = -\lambda^3 e - 3 \lambda^2 \dot e - 3 \lambda \ddot e`, whose three poles are :math:`-\lambda`:
     time-optimal ways go from one bound to the other, and a plan whose acceleration jumps from action to action never
     lets them come to rest. A steady plan is met without lag, one with the jerk :math:`j^*` with a lag of up to
@@ -184,11 +183,10 @@ class JerkTracker(Tracker):
         gain = min(GAIN, COARSE / elapsed)
         left = _left(motion, goal, elapsed)
         wanted = -gain * (gain * (gain * left.values + 3 * left.rates) + 3 * left.curvatures)
-        near = np.abs(wanted) <= self._jerk
         change = wanted * elapsed
         wish = Motion(motion.values + elapsed * (motion.rates + elapsed * (motion.curvatures / 2 + change / 6)),
                       motion.rates + elapsed * (motion.curvatures + change / 2), motion.curvatures + change)
-        return wish, near & self._allowed(motion, wish, elapsed) & self._stoppable(wish)
+        return wish, self._allowed(motion, wish, elapsed) & self._stoppable(wish)
 
     def _attempt(self, motion: Motion, goal: Motion, elapsed: float) -> tuple[Motion, np.ndarray]:
         """Return the next state on the way to the goal, in its frame, and which components (n,) of it may be used."""
