@@ -131,6 +131,18 @@ def test_single_files_and_loose_ones_are_bags(tmp_path: Path) -> None:
     assert list(open_bag(compressed).read()) == list(open_bag(tmp_path / 'red.mcap').read())
 
 
+def test_links_to_bags_are_followed_and_each_bag_counts_once(tmp_path: Path) -> None:
+    for name in 'ab':
+        (tmp_path / 'store' / name).mkdir(parents=True)
+        (tmp_path / 'store' / name / 'metadata.yaml').write_text('')
+    (tmp_path / 'chosen').mkdir()
+    (tmp_path / 'chosen' / 'first').symlink_to(tmp_path / 'store' / 'a')
+    (tmp_path / 'chosen' / 'again').symlink_to(tmp_path / 'chosen' / 'first')
+    (tmp_path / 'chosen' / 'loop').symlink_to(tmp_path / 'chosen')
+    assert find_bags(tmp_path / 'chosen') == [tmp_path / 'chosen' / 'again']
+    assert [bag.resolve().name for bag in find_bags(tmp_path)] == ['a', 'b']
+
+
 def test_types_that_only_the_file_knows_are_decoded_as_it_says(tmp_path: Path) -> None:
     store = type(typestore())()
     store.register({**typestore().fielddefs, **get_types_from_msg(THING, 'my_msgs/msg/Thing')})

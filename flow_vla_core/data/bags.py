@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+import os
 from pathlib import Path
 import re
 from typing import Any
@@ -24,18 +25,31 @@ def find_bags(folder: Path) -> list[Path]:
     """Return the bags at or below a folder, sorted.
 
     A bag is a rosbag2 folder, or one whose ``metadata.yaml`` is missing but whose files are numbered as rosbag2 does
-    it, or a single file; a folder that is itself a file is that.
+    it, or a single file; a folder that is itself a file is that. Links are followed, each folder counts once.
     """
     folder = Path(folder)
     if _is_storage(folder):
         return [folder]
-    described = {path.parent for path in folder.rglob(METADATA)}
-    files: dict[Path, list[Path]] = {}
-    for path in sorted(folder.rglob('*')):
-        if _is_storage(path) and path.parent not in described:
-            files.setdefault(path.parent, []).append(path)
-    loose = [bag for parent, paths in files.items() for bag in ([parent] if _is_split(paths) else paths)]
-    return sorted([*described, *loose])
+    bags: list[Path] = []
+    for parent, names in _walk(folder):
+        if METADATA in names:
+            bags.append(parent)
+        elif paths := [path for name in sorted(names) if _is_storage(path := parent / name)]:
+            bags += [parent] if _is_split(paths) else paths
+    return sorted(bags)
+
+
+def _walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Yield each folder at or below one with the names of its files; one that a link leads to twice comes once."""
+    known: set[str] = set()
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        place = os.path.realpath(parent)
+        if place in known:
+            folders.clear()
+            continue
+        known.add(place)
+        folders.sort()
+        yield Path(parent), files
 
 
 def need_bags(places: Iterable[Path]) -> list[Path]:
