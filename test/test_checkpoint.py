@@ -129,8 +129,8 @@ def test_a_crash_while_writing_leaves_the_older_checkpoint_whole(folder: Path, m
 
 def test_files_reach_the_disk_before_the_folder_takes_its_place(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
-    sync, rename = checkpoint._sync, Path.rename
-    monkeypatch.setattr(checkpoint, '_sync', lambda path: (order.append(path.name), sync(path)))
+    flush, rename = checkpoint.flush_to_disk, Path.rename
+    monkeypatch.setattr(checkpoint, 'flush_to_disk', lambda path: (order.append(path.name), flush(path)))
     monkeypatch.setattr(Path, 'rename', lambda path, to: (order.append(f'to {Path(to).name}'), rename(path, to))[1])
     save_checkpoint(folder, make_policy(small_contract()))
     files, renames = order[:4], [step for step in order if step.startswith('to ')]

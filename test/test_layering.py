@@ -16,7 +16,7 @@ ROS_SIDE = ('rclpy', 'flow_vla', 'flow_vla_ros', 'launch', 'launch_ros', 'builti
 
 # Lower layers stand first; modules of one layer may import one another. docs/architecture.md shows the same picture.
 LAYERS = (
-    ('errors', 'types', 'contract', 'config'),
+    ('errors', 'types', 'contract', 'config', 'disk'),
     ('align', 'messages', 'transforms', 'data'),
     ('checks', 'divergence', 'flows', 'networks', 'solvers'),
     ('generators', 'encoders'),

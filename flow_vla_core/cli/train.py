@@ -89,10 +89,7 @@ def train(
     if not check_folder(out, resume or dry_run) and resume:
         raise ConfigError(f'{out} holds no run to go on with')
     robot = RobotContract.load(find_contract(contract))
-    if teacher is not None and pretrained is not None:
-        raise ConfigError('--teacher and --pretrained: both are given; allowed: one of them')
-    master = _read_teacher(teacher, settings, robot)
-    start = None if pretrained is None else load_checkpoint(pretrained, robot)
+    models = _read_models(teacher, pretrained, settings, robot)
     datasets = _parse_datasets(bags)
     cores = len(os.sched_getaffinity(0))
     torch.set_num_threads(threads or max(1, cores // int(os.environ.get('LOCAL_WORLD_SIZE', 1))))
@@ -102,7 +99,7 @@ def train(
         with world.first_alone():
             episodes = _read(datasets, robot, outcome or ['success'], workers or cores, skip_unusable, console,
                              _cache(cache, cache_limit), ReadOptions(cut, instruction, actions, lead))
-        objective = _objective(settings, robot, master, start, datasets, episodes)
+        objective = _objective(settings, robot, models, datasets, episodes)
         world.check_alike(objective.identity())
         if dry_run:
             print_plan(console, objective, settings, world.size)
@@ -129,6 +126,15 @@ def load_config(name: str | None, **changes: Any) -> TrainConfig:
             raise ConfigError(f'no settings {name!r}; {closest(name, [p.stem for p in folder.glob("*.yaml")])}')
         config = from_values(TrainConfig, load_yaml(path), path.name)
     return replace(config, **{key: value for key, value in changes.items() if value is not None})
+
+
+def _read_models(teacher: Path | None, pretrained: Path | None, config: TrainConfig,
+                 contract: RobotContract) -> tuple[FlowVLA | None, FlowVLA | None]:
+    """Read the teacher and the policy that the training begins as; there can't be both."""
+    if teacher is not None and pretrained is not None:
+        raise ConfigError('--teacher and --pretrained: both are given; allowed: one of them')
+    return (_read_teacher(teacher, config, contract),
+            None if pretrained is None else load_checkpoint(pretrained, contract))
 
 
 def _read_teacher(folder: Path | None, config: TrainConfig, contract: RobotContract) -> FlowVLA | None:
@@ -173,16 +179,16 @@ def _read(datasets: Sequence[Dataset], contract: RobotContract, outcomes: Sequen
     return episodes
 
 
-def _objective(config: TrainConfig, contract: RobotContract, teacher: FlowVLA | None, pretrained: FlowVLA | None,
+def _objective(config: TrainConfig, contract: RobotContract, models: tuple[FlowVLA | None, FlowVLA | None],
                datasets: Sequence[Dataset], episodes: Sequence[Episode]) -> PolicyObjective:
-    """Hold out episodes of each dataset, and build the policy on the others."""
+    """Hold out episodes of each dataset, and build the policy on the others; models: teacher, pretrained policy."""
     learn, held = [], []
     for number in range(len(datasets)):
         some = [episode for episode in episodes if choose_dataset(episode.source, datasets) == number]
         for found, part in zip((learn, held), hold_out(some, config.holdout, config.seed)):
             found += part
     shape = (config.policy.horizon, contract.history)
-    return PolicyObjective(build_policy(config, contract, learn, teacher, pretrained), Windows(learn, *shape),
+    return PolicyObjective(build_policy(config, contract, learn, *models), Windows(learn, *shape),
                            Windows(held, *shape) if held else None, config, datasets)
 
 

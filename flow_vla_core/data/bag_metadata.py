@@ -10,7 +10,9 @@ from typing import Any
 
 import yaml
 
-__all__ = ['BagDescription', 'FilePart', 'Topic', 'sync_folder', 'write_description']
+from flow_vla_core.disk import flush_to_disk
+
+__all__ = ['BagDescription', 'FilePart', 'Topic', 'write_description']
 
 
 @dataclass(frozen=True)
@@ -104,13 +106,4 @@ def write_description(folder: Path, description: BagDescription, sync: bool = Tr
             os.fsync(file.fileno())
     os.replace(temporary, folder / 'metadata.yaml')
     if sync:
-        sync_folder(folder)
-
-
-def sync_folder(folder: Path) -> None:
-    """Hand the names in a folder to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        flush_to_disk(folder)

@@ -12,10 +12,11 @@ import time
 
 import yaml
 
-from flow_vla_core.data.bag_metadata import BagDescription, FilePart, Topic, sync_folder, write_description
+from flow_vla_core.data.bag_metadata import BagDescription, FilePart, Topic, write_description
 from flow_vla_core.data.bags import MARKS
 from flow_vla_core.data.mcap_file import COMPRESSIONS, McapFile
 from flow_vla_core.data.typestore import full_name, schema
+from flow_vla_core.disk import flush_to_disk
 from flow_vla_core.errors import DataError, DiskFull, RecordError
 
 __all__ = ['COMPRESSIONS', 'EpisodeWriter', 'Topic', 'delete_bag']
@@ -157,8 +158,8 @@ class EpisodeWriter:
         try:
             self._sink.sync()
             if not self._settled:
-                sync_folder(self.folder)
-                sync_folder(self.folder.parent)
+                flush_to_disk(self.folder)
+                flush_to_disk(self.folder.parent)
                 self._settled = True
         except OSError as error:
             raise _record_error(error, self.folder) from error

@@ -14,10 +14,10 @@ from mcap.data_stream import ReadDataStream
 from mcap.opcode import Opcode
 from mcap.records import Attachment, Channel, Message, Metadata, Schema
 
-from flow_vla_core.data.bag_metadata import sync_folder
 from flow_vla_core.data.mcap_file import McapFile
 from flow_vla_core.data.mcap_scan import DamagedRecord, RawRecord, Scan, open_chunk, parse, scan, walk
 from flow_vla_core.data.mcap_summary import encode_times
+from flow_vla_core.disk import flush_to_disk
 
 __all__ = ['rebuild']
 
@@ -43,7 +43,7 @@ def rebuild(file: BinaryIO, path: Path) -> int:
         _append(file, found)
     else:
         _rewrite(file, path)
-    sync_folder(path.parent)
+    flush_to_disk(path.parent)
     return cut
 
 
@@ -67,7 +67,7 @@ def _set_aside(file: BinaryIO, ranges: Sequence[tuple[int, int]], target: Path) 
                 start += len(data)
         output.flush()
         os.fsync(output.fileno())
-    sync_folder(target.parent)
+    flush_to_disk(target.parent)
 
 
 def _free_name(path: Path) -> Path:

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 import errno
 import json
-import os
 from pathlib import Path
 import shutil
 import tempfile
@@ -18,6 +17,7 @@ from torch import nn
 
 from flow_vla_core.config import from_values, to_values
 from flow_vla_core.contract import RobotContract
+from flow_vla_core.disk import flush_to_disk
 from flow_vla_core.encoders import Vocabulary
 from flow_vla_core.errors import CheckpointError, ConfigError, ContractError
 from flow_vla_core.policy import FlowVLA, PolicyConfig
@@ -98,7 +98,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
     try:
         yield fresh
         for path in (*fresh.iterdir(), fresh):
-            _sync(path)
+            flush_to_disk(path)
         _replace(fresh, folder)
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
@@ -126,17 +126,8 @@ def _replace(fresh: Path, folder: Path) -> None:
         except OSError as error:
             if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):  # a reader has brought the older one back
                 raise
-    _sync(folder.parent)
+    flush_to_disk(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    """Hand a file or folder to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _write_weights(folder: Path, module: nn.Module) -> None:
