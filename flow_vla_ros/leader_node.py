@@ -42,7 +42,7 @@ class LeaderNode(FlowLifecycleNode):
         self._settings = load_settings(LeaderSettings, parameters.bindings)
         self._leader, self._rate = Leader(contract, self._settings), parameters.rate
         self._view, self._outlet = RobotView(self, contract), ChunkOutlet(self, contract)
-        self._heard: tuple[float, dict[str, float]] | None = None
+        self._heard: tuple[float, int, dict[str, float]] | None = None
         self._in_control = False
         self._release_client = self.create_client(Trigger, 'executor/release')
         self.create_subscription(JointState, parameters.leader_topic, self._on_leader, qos.SENSOR)
@@ -60,7 +60,8 @@ class LeaderNode(FlowLifecycleNode):
         self._leader.stop()
 
     def _on_leader(self, message: JointState) -> None:
-        self._heard = time.monotonic(), dict(zip(message.name, message.position))
+        now = self.get_clock().now().nanoseconds
+        self._heard = time.monotonic(), now, dict(zip(message.name, message.position))
 
     def _on_execution(self, status: ExecutionStatus) -> None:
         before, self._in_control = self._in_control, status.source == Actor.PERSON
@@ -99,14 +100,14 @@ class LeaderNode(FlowLifecycleNode):
             self._stop(f'nothing from the leader for {self._settings.timeout:g} s')
             return
         try:
-            chunk = self._leader.chunk(self._target(), self.get_clock().now().nanoseconds)
+            chunk = self._leader.chunk(self._target(), self.get_clock().now().nanoseconds, self._heard[1])
         except ObservationError as error:
             self._stop(str(error))
         else:
             self._outlet.send(chunk)
 
     def _target(self) -> np.ndarray:
-        return self._leader.target(self._heard[1])
+        return self._leader.target(self._heard[2])
 
     def _lost(self) -> bool:
         return self._heard is None or time.monotonic() - self._heard[0] > self._settings.timeout

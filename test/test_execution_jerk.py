@@ -101,6 +101,18 @@ def test_a_plan_that_jumps_from_action_to_action_is_followed_with_less_jerk_than
     assert gentle[0] < 0.7 * hasty[0] and gentle[1] < 1.5 * hasty[1]
 
 
+def test_a_plan_that_jumps_is_not_swung_up() -> None:
+    tracker, motion, values = make_tracker(-3, 3, velocity=2.5, acceleration=20.0, jerk=600.0), at(0.0), []
+    for tick in range(1, 400):
+        begin = 0.05 * (0.01 * tick // 0.05)       # a plan each 50 ms: a straight line from what was true then
+        phase, rest = 4 * np.pi * begin, 0.01 * tick - begin
+        value, rate = 0.1 * np.sin(phase), 0.4 * np.pi * np.cos(phase)
+        motion = tracker.track(motion, at(value + rest * rate, rate), 0.01)
+        values.append(motion.values[0])
+    # Of the third-order law itself: |lambda^3 + 3 lambda^2 i w| / |lambda + i w|^3 is 1.29 at 2 Hz.
+    assert np.abs(values[100:]).max() < 1.5 * 0.1
+
+
 def test_a_plan_at_the_limit_of_velocity_is_followed_without_chatter() -> None:
     tracker, motion = make_tracker(-100, 100), at(0.0)
     values = []

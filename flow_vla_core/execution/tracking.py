@@ -16,6 +16,7 @@ FEASIBLE = 0.9      # of the acceleration: a plan that asks for more is tracked 
 ROOM = 1e-3         # of the velocity
 ROUNDING = 1e-9
 GAIN = 20.0         # 1/s: what is left to a plan that is near fades with exp(-GAIN t)
+NEAR = 2.0          # of the jerk: a plan is near if the linear law asks for no more
 COARSE = 0.3        # of a tick in 1 / GAIN: with fewer ticks the gain would be too much
 
 
@@ -123,13 +124,15 @@ class JerkTracker(Tracker):
 
     The difference :math:`e(s) = x(s) - (x^* + v^* s + a^* s^2 / 2)` to the plan's motion is brought to rest at 0. From
     afar this is done by ruckig's online trajectory generation (Berscheid and Kroeger, arXiv 2105.04830), whose jerk is
-    that of :math:`x`. Near the plan, where the bound on jerk allows it, it is done by the linear law
-    :math:`\dddot e = -\lambda^3 e - 3 \lambda^2 \dot e - 3 \lambda \ddot e`, whose three poles are :math:`-\lambda`:
-    time-optimal ways go from one bound to the other, and a plan whose acceleration jumps from action to action never
-    lets them come to rest. A steady plan is met without lag, one with the jerk :math:`j^*` with a lag of up to
-    :math:`j^* / \lambda^3`. A component goes anywhere only if it could still stop within all bounds afterwards;
-    otherwise, or when ruckig fails, it takes one step of its fastest stop, after which it can stop again. So no bound
-    is ever passed, whatever the goals are.
+    that of :math:`x`. Near the plan, up to where it asks for twice the bound on jerk, it is done by the linear law
+    :math:`\dddot e = -\lambda^3 e - 3 \lambda^2 \dot e - 3 \lambda \ddot e`, cut to the bounds, whose three poles are
+    :math:`-\lambda`: time-optimal ways go from one bound to the other, and meet a plan where it would be if it went on
+    accelerating as it does now; one whose acceleration jumps from action to action never lets them come to rest.
+    A steady plan is met without lag, one with the jerk :math:`j^*` with a lag of up to :math:`j^* / \lambda^3`.
+
+    A component goes anywhere only if it could still stop within all bounds afterwards; otherwise, or when ruckig fails,
+    it takes one step of its fastest stop, after which it can stop again. So no bound is ever passed, whatever the goals
+    are.
 
     Args:
         low: (n,) of the range, may be infinite.
@@ -183,10 +186,12 @@ class JerkTracker(Tracker):
         gain = min(GAIN, COARSE / elapsed)
         left = _left(motion, goal, elapsed)
         wanted = -gain * (gain * (gain * left.values + 3 * left.rates) + 3 * left.curvatures)
-        change = wanted * elapsed
+        curvatures = motion.curvatures + bounded(wanted, -self._jerk, self._jerk) * elapsed
+        change = bounded(curvatures, -self._acceleration, self._acceleration) - motion.curvatures
         wish = Motion(motion.values + elapsed * (motion.rates + elapsed * (motion.curvatures / 2 + change / 6)),
                       motion.rates + elapsed * (motion.curvatures + change / 2), motion.curvatures + change)
-        return wish, self._allowed(motion, wish, elapsed) & self._stoppable(wish)
+        near = np.abs(wanted) <= NEAR * self._jerk
+        return wish, near & self._allowed(motion, wish, elapsed) & self._stoppable(wish)
 
     def _attempt(self, motion: Motion, goal: Motion, elapsed: float) -> tuple[Motion, np.ndarray]:
         """Return the next state on the way to the goal, in its frame, and which components (n,) of it may be used."""

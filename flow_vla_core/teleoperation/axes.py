@@ -5,9 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from flow_vla_core.contract import ActionPart, RobotContract
+from flow_vla_core.execution.limits import RATES
 from flow_vla_core.execution.rate_limits import workspace
 
-__all__ = ['axes_of', 'largest_rates', 'ranges']
+__all__ = ['axes_of', 'brisk_accelerations', 'largest_rates', 'ranges']
+
+BRISK = 0.8         # of the acceleration: the rest is for following
 
 
 def axes_of(contract: RobotContract) -> list[str]:
@@ -18,6 +21,11 @@ def axes_of(contract: RobotContract) -> list[str]:
 def largest_rates(contract: RobotContract, travel: float) -> np.ndarray:
     """Return the largest velocities (A,), unit/s; a value without a limit goes from end to end in ``travel``, s."""
     return np.concatenate([_largest(part, travel, contract.rates.policy_dt) for part in contract.actions])
+
+
+def brisk_accelerations(contract: RobotContract) -> np.ndarray:
+    """Return how fast velocities (A,) of positions may change; infinite for those that the executor smooths alone."""
+    return np.concatenate([_brisk(part) for part in contract.actions])
 
 
 def ranges(contract: RobotContract) -> tuple[np.ndarray, np.ndarray]:
@@ -31,6 +39,12 @@ def ranges(contract: RobotContract) -> tuple[np.ndarray, np.ndarray]:
         low.append(ends[0] if limits.min is None else np.maximum(limits.min, ends[0]))
         high.append(ends[1] if limits.max is None else np.minimum(limits.max, ends[1]))
     return np.concatenate(low), np.concatenate(high)
+
+
+def _brisk(part: ActionPart) -> np.ndarray:
+    if part.kind in (*RATES, 'gripper') or part.limits.acceleration is None:
+        return np.full(part.dim, np.inf)
+    return BRISK * np.array(part.limits.acceleration)
 
 
 def _largest(part: ActionPart, travel: float, step: float) -> np.ndarray:

@@ -7,19 +7,18 @@ import math
 
 import numpy as np
 
-from flow_vla_core.contract import ActionPart, RobotContract
+from flow_vla_core.contract import RobotContract
 from flow_vla_core.errors import StreamMissing
 from flow_vla_core.execution import rotations
 from flow_vla_core.execution.interpolation import rotation_of
 from flow_vla_core.execution.limits import RATES
-from flow_vla_core.teleoperation.axes import axes_of, largest_rates, ranges
+from flow_vla_core.teleoperation.axes import axes_of, brisk_accelerations, largest_rates, ranges
 from flow_vla_core.teleoperation.chunks import ChunkSeries
 from flow_vla_core.teleoperation.settings import JogSettings, check_axes
 from flow_vla_core.types import ActionChunk
 
 __all__ = ['Jog', 'ramp', 'shape']
 
-BRISK = 0.8         # of the acceleration: the rest is for following
 FASTER, SLOWEST = 1.25, 0.02
 
 
@@ -55,7 +54,7 @@ class Jog:
         self._series = ChunkSeries(contract, settings.reach)
         self.speed = settings.speed
         self._top = largest_rates(contract, settings.travel)
-        self._acceleration = np.concatenate([_acceleration(part) for part in contract.actions])
+        self._acceleration = brisk_accelerations(contract)
         kinds = np.concatenate([[part.kind] * part.dim for part in contract.actions])
         self._rates, self._grippers = np.isin(kinds, RATES), kinds == 'gripper'
         self._low, self._high = ranges(contract)
@@ -178,9 +177,3 @@ def ramp(rate: np.ndarray, wish: np.ndarray, acceleration: np.ndarray, time: flo
     share = np.divide(part, span, out=np.ones_like(span), where=span > 0)
     return part * (rate + change * share / 2) + wish * (time - part), np.where(share >= 1, wish, rate + change * share)
 
-
-def _acceleration(part: ActionPart) -> np.ndarray:
-    """Return how fast velocities (n,) of positions may change; infinite for those that the executor smooths alone."""
-    if part.kind in (*RATES, 'gripper') or part.limits.acceleration is None:
-        return np.full(part.dim, np.inf)
-    return BRISK * np.array(part.limits.acceleration)

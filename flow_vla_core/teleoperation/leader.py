@@ -10,8 +10,10 @@ import numpy as np
 
 from flow_vla_core.contract import RobotContract
 from flow_vla_core.errors import ConfigError, StateInvalid, StateNotFinite, StreamMissing, closest
-from flow_vla_core.teleoperation.axes import axes_of, largest_rates, ranges
+from flow_vla_core.execution.braking import stopping_speed
+from flow_vla_core.teleoperation.axes import axes_of, brisk_accelerations, largest_rates, ranges
 from flow_vla_core.teleoperation.chunks import ChunkSeries
+from flow_vla_core.teleoperation.memory import FadingMemory
 from flow_vla_core.teleoperation.settings import check_axes, check_range
 from flow_vla_core.types import ActionChunk
 
@@ -19,6 +21,9 @@ __all__ = ['Joint', 'Leader', 'LeaderSettings', 'usual_joints']
 
 MET = 1e-3       # of the way of a second at the largest velocity: so near the leader has been met
 TRAVEL = 0.5     # s from one end to the other of a value without a velocity limit
+MEMORY = 60.0    # 1/s: what was seen of the leader fades as exp(-MEMORY t)
+GENTLE = 0.6     # of what a released stick brakes with: so the robot stops beside a leader that stands
+AHEAD = 0.15     # s that the robot goes on as the leader moved when it was last seen
 
 
 @dataclass(frozen=True)
@@ -74,8 +79,8 @@ class Leader:
     """Turns the joints of a leader into chunks of positions for the robot, no faster than its limits.
 
     `start` compares the two. If they are too far apart it refuses, or, with ``blend``, lets the robot close in slowly
-    before it follows at full speed. Beyond the last position a chunk goes on with the leader's velocity for a step,
-    so that the robot doesn't lag behind.
+    before it follows at full speed. What is left to a leader that was too fast is made up with a speed from which the
+    robot can stop beside it. A chunk goes on as the leader moves, for a while, so that the robot doesn't lag behind.
 
     Args:
         contract: all its parts must be joint positions or grippers.
@@ -111,7 +116,7 @@ class Leader:
         if missing := [axis for axis in self.axes if axis not in self._joints]:
             raise ConfigError(f'joints: nothing moves {missing[0]}')
         self._low, self._high = ranges(contract)
-        self._top = largest_rates(contract, TRAVEL)
+        self._top, self._acceleration = largest_rates(contract, TRAVEL), GENTLE * brisk_accelerations(contract)
         self._series = ChunkSeries(contract, self._settings.reach)
         self.stop()
 
@@ -148,8 +153,8 @@ class Leader:
             worst = int(np.argmax(apart))
             raise StateInvalid(f'leader and robot are too far apart: {self.axes[worst]} by {apart[worst]:.3g}; '
                                f'allowed: {self._settings.near:g}')
-        self._goal = np.clip(robot, self._low, self._high)
-        self._met, self._rate = bool((apart <= self._settings.near).all()), np.zeros(len(robot))
+        self._goal, self._leader = np.clip(robot, self._low, self._high), target
+        self._met, self._memory = bool((apart <= self._settings.near).all()), FadingMemory(self._goal, MEMORY)
         self._series.begin_anew()
 
     def stop(self) -> None:
@@ -157,16 +162,32 @@ class Leader:
         self._goal: np.ndarray | None = None
         self._met = False
 
-    def chunk(self, target: np.ndarray, now: int) -> ActionChunk:
-        """Make the chunk for a time, ns, from the leader's values (A,)."""
-        elapsed = self._series.elapsed(now)
-        pace = self._top * (1.0 if self._met else self._settings.blend)
-        before, self._goal = self._goal, self._goal + np.clip(target - self._goal, -pace * elapsed, pace * elapsed)
-        self._met = self._met or bool((np.abs(target - self._goal) <= MET * self._top).all())
+    def chunk(self, target: np.ndarray, now: int, seen: int | None = None) -> ActionChunk:
+        """Make the chunk for a time, ns, from the leader's values (A,), and when it was seen there, ns; now if None."""
+        seen = now if seen is None else min(seen, now)
+        elapsed = self._series.elapsed(seen)
         if elapsed > 0:
-            self._rate = (self._goal - before) / elapsed
-        steps = np.minimum(np.arange(self._series.horizon), 1)[:, None] * self._series.step
-        return self._series.make(now, np.clip(self._goal + steps * self._rate, self._low, self._high))
+            self._goal = self._followed(target, elapsed)
+            self._memory.see(self._goal, elapsed)
+            self._leader = target
+        self._met = self._met or bool((np.abs(target - self._goal) <= MET * self._top).all())
+        ahead = self._ahead((now - seen) * 1e-9)
+        return self._series.make(now, np.clip(self._memory.values + ahead, self._low, self._high))
+
+    def _ahead(self, age: float) -> np.ndarray:
+        """Compute how far (H, A) it goes on from where it was seen ``age`` s ago: an even acceleration, then rest."""
+        times = np.minimum(age + np.arange(self._series.horizon) * self._series.step, AHEAD)[:, None]
+        ways = times * (self._memory.rates + times * self._memory.curvatures / 2)
+        fastest = self._top * np.diff(times, axis=0, prepend=0.0)
+        return np.cumsum(np.clip(np.diff(ways, axis=0, prepend=0.0), -fastest, fastest), axis=0)
+
+    def _followed(self, target: np.ndarray, elapsed: float) -> np.ndarray:
+        """Move the goal with the leader, and nearer to it, within the velocities."""
+        pace = elapsed * self._top * (1.0 if self._met else self._settings.blend)
+        carried = np.clip(target - self._leader, -pace, pace)
+        left = target - self._goal - carried
+        closer = np.sign(left) * elapsed * stopping_speed(np.abs(left), self._acceleration, elapsed)
+        return self._goal + np.clip(carried + closer, -pace, pace)
 
     def _mapped(self, axis: str, positions: Mapping[str, float]) -> float:
         joint, index = self._joints[axis], self.axes.index(axis)
