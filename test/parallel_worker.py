@@ -121,7 +121,7 @@ def main(folder: Path) -> None:
         glow_trainer(folder / 'glow', world).run()
         uneven = FlowTrainer(Uneven(world.rank), LOOP, world=world)
         uneven.run()
-        patient = policy_trainer(None, world, replace(POLICY, steps=90, learning_rate=1e-9, patience=2))
+        patient = policy_trainer(None, world, replace(POLICY, steps=90, learning_rate=1e-30, patience=2))
         patient.run()
         broken = Uneven(world.rank, lambda: torch.nan if world.rank else 1.0)
         found = {

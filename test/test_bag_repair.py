@@ -138,6 +138,22 @@ def test_damage_in_the_middle_costs_what_it_hit_and_keeps_the_bytes(
         assert part.stat().st_size == repaired.cut and part.stat().st_size <= len(data)
 
 
+@pytest.mark.parametrize('place', range(9, 53))
+def test_damage_to_the_head_of_a_chunk_costs_no_other_reader_a_message(torn: dict[str, Path], tmp_path: Path,
+                                                                      place: int) -> None:
+    for bit in (1, 128):
+        bag = tmp_path / f'bag{bit}'
+        shutil.copytree(torn['lz4'], bag)
+        path = mcap_of(bag)
+        data = bytearray(path.read_bytes())
+        data[chunks_of(path)[1].chunk_start_offset + place] ^= bit   # no checksum covers it
+        path.write_bytes(data)
+        repaired = repair_bag(bag)
+        kept = read_by_others(bag)
+        assert kept == Counter(SMALL) or repaired.cut and kept <= Counter(SMALL)
+        assert complaint(bag) == ''
+
+
 def test_the_whole_of_a_killed_recording_is_kept_and_trains(tmp_path: Path) -> None:
     bag = killed(tmp_path / 'bag', SAMPLES, 'zstd')
     repaired = repair_bag(bag)

@@ -75,10 +75,11 @@ def test_every_family_is_trained_resumed_saved_and_loaded_as_head_of_the_policy(
     assert_equal_weights(resumed.average.module, straight.average.module)
     loaded = load_checkpoint(tmp_path / 'checkpoint')
     assert loaded.config == head_config(family)
+    assert_equal_weights(loaded, broken.average.module)
     batch, _ = loaded.fake_batch(2, torch.Generator().manual_seed(0))
     made = [policy.sample(batch, generator=torch.Generator().manual_seed(1))
             for policy in (loaded, broken.average.module)]
-    assert torch.equal(*made)
+    torch.testing.assert_close(*made, rtol=1e-5, atol=1e-5)   # sums depend on where in memory the weights lie
 
 
 @pytest.mark.parametrize('family', STUDENTS)

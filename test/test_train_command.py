@@ -232,6 +232,14 @@ def test_a_device_that_is_not_there_is_refused_before_any_bag_is_read(settings: 
         train('metaworld', [tmp_path / 'none'], tmp_path / 'run', settings, device='cuda')
 
 
+def test_a_folder_of_something_else_is_not_written_over(settings: str, tmp_path: Path) -> None:
+    (tmp_path / 'project').mkdir()
+    (tmp_path / 'project' / 'README.txt').write_text('mine')
+    with pytest.raises(ConfigError, match='holds no run, but README.txt, which a run would overwrite'):
+        train('metaworld', [tmp_path / 'none'], tmp_path / 'project', settings)
+    assert (tmp_path / 'project' / 'README.txt').read_text() == 'mine'
+
+
 def test_a_run_that_was_cut_off_between_two_renames_is_not_begun_anew(settings: str, tmp_path: Path) -> None:
     (tmp_path / 'run' / '.resume-old').mkdir(parents=True)
     with pytest.raises(ConfigError, match='holds a run already'):

@@ -49,7 +49,7 @@ def rebuild(file: BinaryIO, path: Path) -> int:
 
 def _sound_to_its_end(found: Scan) -> bool:
     chunks = found.index.chunks
-    if not found.header or found.loose or any(end <= found.end for _, end in found.damaged):
+    if not found.header or found.loose or found.inexact or any(end <= found.end for _, end in found.damaged):
         return False
     if not found.unindexed:
         return True

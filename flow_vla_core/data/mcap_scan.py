@@ -43,9 +43,18 @@ class RawRecord:
 
 @dataclass(frozen=True)
 class OpenedChunk:
-    """Holds a chunk as it stands in the file, and what is in it."""
+    """Holds a chunk as it stands in the file, and what is in it.
+
+    Args:
+        chunk: with the data that its checksum is of.
+        exact: whether its head, which no checksum covers, tells of what is in it.
+        times: of its messages.
+        schemas: that it defines.
+        channels: that it defines.
+    """
 
     chunk: Chunk
+    exact: bool
     times: MessageTimes
     schemas: tuple[Schema, ...]
     channels: tuple[Channel, ...]
@@ -61,6 +70,7 @@ class Scan:
         damaged: where damaged data begins and ends, in pairs.
         loose: whether messages stand outside of chunks.
         unindexed: chunks that lack message indexes; the number of each in ``index.chunks``.
+        inexact: whether the head of a chunk tells something else than is in it.
         times: of the messages of the last chunk.
         header: whether the file begins as it should.
     """
@@ -70,6 +80,7 @@ class Scan:
     damaged: list[tuple[int, int]] = field(default_factory=list)
     loose: bool = False
     unindexed: list[int] = field(default_factory=list)
+    inexact: bool = False
     times: MessageTimes = field(default_factory=dict)
     header: bool = False
 
@@ -114,13 +125,14 @@ def parse(record: RawRecord, kind: type[R]) -> R:
 
 
 def open_chunk(record: RawRecord) -> OpenedChunk:
-    """Read a chunk and all that is in it. Raise `DamagedRecord` unless every byte is as it was written."""
+    """Read a chunk and all that is in it. Raise `DamagedRecord` unless all of its content is as it was written."""
     try:
         chunk = Chunk.read(ReadDataStream(BytesIO(record.data)))
         data = decompress(chunk.data, chunk.compression, chunk.uncompressed_size)
         if chunk.uncompressed_crc not in (0, zlib.crc32(data)):
             raise DataError('the checksum differs')
-        return OpenedChunk(chunk, *_contents(data))
+        contents = _contents(data)
+        return OpenedChunk(chunk, record.data.startswith(_head(chunk, contents[0], len(data))), *contents)
     except Exception as error:  # damaged bytes make parser and decompressors raise anything
         raise DamagedRecord(f'chunk at {record.start}: {error}') from error
 
@@ -183,6 +195,7 @@ def _note_chunk(result: Scan, record: RawRecord) -> None:
     if any(channel not in known for channel in opened.times):
         raise DamagedRecord(f'chunk at {record.start}: a channel is not known')
     _close_chunk(result)
+    result.inexact |= not opened.exact
     index.schemas.update((schema.id, schema) for schema in opened.schemas)
     index.channels.update(known)
     chunk = opened.chunk
@@ -211,6 +224,14 @@ def _close_chunk(result: Scan) -> None:
     if number >= 0 and number not in result.unindexed and (
             set(result.index.chunks[number].message_index_offsets) != set(result.times)):
         result.unindexed.append(number)
+
+
+def _head(chunk: Chunk, times: MessageTimes, size: int) -> bytes:
+    """Encode what stands before the data of a chunk: of messages at some times, of ``size`` bytes decompressed."""
+    stamps = [time for messages in times.values() for time, _ in messages] or [0]
+    name = chunk.compression.encode()
+    return (struct.pack('<QQQII', min(stamps), max(stamps), size, chunk.uncompressed_crc, len(name)) + name
+            + struct.pack('<Q', len(chunk.data)))
 
 
 def _contents(data: bytes) -> tuple[dict[int, list[tuple[int, int]]], tuple[Schema, ...], tuple[Channel, ...]]:

@@ -24,6 +24,7 @@ from flow_vla_core.training.report import Point, environment, plot_curves
 __all__ = ['RunFolder', 'check_folder']
 
 CHECKPOINT, RESUME, EVENTS, SAMPLES = 'checkpoint', 'resume', 'events', 'samples.png'
+ENVIRONMENT = 'environment.json'
 README = """\
 A training of flow_vla.
 
@@ -37,6 +38,7 @@ curves.png          losses, errors and learning rate over the steps
 samples.png         chunks that the policy makes for held-out moments, beside what was done
 events/             the curves for TensorBoard
 """
+WRITTEN = ('README.txt', 'config.yaml', 'report.json', 'metrics.csv', 'curves.png', SAMPLES, CHECKPOINT, EVENTS)
 
 
 class RunFolder:
@@ -70,7 +72,7 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         (self.path / 'README.txt').write_text(README)
         _replace(self.path / 'config.yaml', yaml.safe_dump(json.loads(json.dumps(config)), sort_keys=False))
-        file = self.path / 'environment.json'
+        file = self.path / ENVIRONMENT
         starts = json.loads(file.read_text()) if file.is_file() else []
         starts.append({'started': datetime.now(timezone.utc).isoformat(timespec='seconds'),
                        'command': shlex.join(sys.argv), 'processes': processes, **environment(device)})
@@ -94,7 +96,8 @@ def check_folder(folder: Path, resume: bool) -> bool:
     """Tell whether a folder holds a run.
 
     Raises:
-        ConfigError: if it does and the training is not to go on with it, or if the folder can't be written.
+        ConfigError: if it does and the training is not to go on with it, if it holds something else that a run would
+            overwrite, or if the folder can't be written.
     """
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
@@ -104,6 +107,10 @@ def check_folder(folder: Path, resume: bool) -> bool:
     if there and not resume:
         raise ConfigError(f'{folder} holds a run already; go on with --resume (of a node: resume:=true), or choose '
                           'another folder')
+    foreign = [name for name in WRITTEN if (folder / name).exists()]
+    if foreign and not there and not (folder / ENVIRONMENT).exists():
+        raise ConfigError(f'{folder} holds no run, but {foreign[0]}, which a run would overwrite; choose another '
+                          'folder')
     return there
 
 
