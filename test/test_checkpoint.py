@@ -37,7 +37,9 @@ def test_a_policy_survives(folder: Path) -> None:
     assert loaded.vocabulary == policy.vocabulary
     batch, noise = policy.fake_batch(2, torch.Generator().manual_seed(0))
     with torch.no_grad():
-        assert torch.equal(policy.sample(batch, noise=noise), loaded.sample(batch, noise=noise))
+        made = [model.sample(batch, noise=noise) for model in (policy, loaded)]
+    torch.testing.assert_close(*made, rtol=1e-5, atol=1e-5)   # sums depend on where in memory the weights lie
+    assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in policy.state_dict().items())
 
 
 def test_its_own_contract_is_used_where_none_is_given(folder: Path) -> None:
