@@ -84,6 +84,8 @@ def test_a_played_bag_gives_the_errors_that_are_computed_offline(graph: RosGraph
     player = graph.add(PlayerNode(parameter_overrides=[Parameter(key, value=value) for key, value in values.items()]))
     assert player.autostart()
     graph.spin_until(lambda: player._state == 'done')
+    episode = read_episode(bag, CONTRACT)
+    graph.spin_until(lambda: policy._shadow._open_loop.log.known_until >= episode.stamps[-1])
     policy.trigger_deactivate()
     graph.spin_until(lambda: len(errors) == policy._shadow.summary.chunks)
     assert len(errors) >= 3
@@ -91,7 +93,7 @@ def test_a_played_bag_gives_the_errors_that_are_computed_offline(graph: RosGraph
     engine = Engine(loaded, device='cpu', seed=3)
     stamps = [from_time(error.header.stamp) for error in errors]
     assert [error.chunk_id for error in errors] == list(range(1, len(errors) + 1)), 'each chunk draws its own noise'
-    offline = list(compare_episode(engine, read_episode(bag, CONTRACT), CONTRACT, stamps,
+    offline = list(compare_episode(engine, episode, CONTRACT, stamps,
                                    np.array(loaded.statistics['actions'].std)))
     for live, expected in zip(errors, offline, strict=True):
         assert live.steps == len(expected.errors)
