@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ['capture_demos', 'lost_messages']
 
 SERVICE_SECONDS = 60.0  # a reset builds a new scene when the task changes
+ANSWER_SECONDS = 15.0   # after which a service is asked again
 EPISODE_SECONDS = 300.0
 
 
@@ -75,7 +76,7 @@ def capture_demos(
         processes.start(node_spec('expert', use_sim_time=True, parameters={**common, 'hold_steps': hold_steps}))
         processes.start(node_spec('recorder', use_sim_time=True, parameters={
             **common, 'folder': str(out), 'check': False}))  # in lockstep nothing moves before the expert does
-        with _Director(robot, hold_steps) as director:
+        with _Director(robot, hold_steps, out) as director:
             for name in names:
                 _capture_task(director, name, episodes, seed, out)
 
@@ -163,9 +164,13 @@ def _stamps(bag: Bag, topic: str, kind: str) -> list[int]:
 
 
 class _Director:
-    """Says when an episode begins and ends, by the services of the three nodes."""
+    """Says when an episode begins and ends, by the services of the three nodes.
 
-    def __init__(self, contract: RobotContract, hold_steps: int) -> None:
+    The first answer of a service may be lost while client and server still find each other: what can be asked again is,
+    and what a node does counts as its answer.
+    """
+
+    def __init__(self, contract: RobotContract, hold_steps: int, out: Path) -> None:
         import rclpy
         from std_srvs.srv import SetBool
 
@@ -178,7 +183,7 @@ class _Director:
         self._node = rclpy.create_node('capture_director', context=self._context)
         self._spinner = rclpy.executors.SingleThreadedExecutor(context=self._context)
         self._spinner.add_node(self._node)
-        self.contract, self._hold_steps = contract, hold_steps
+        self.contract, self._hold_steps, self._out = contract, hold_steps, out
         self._state: SimulationState | None = None
         self._held = 0
         self._node.create_subscription(SimulationState, 'sim/state', self._on_state, qos.STATE)
@@ -197,58 +202,93 @@ class _Director:
 
     def record(self, demonstration: Demonstration) -> int | None:
         """Record one episode; return its steps, or None if it was discarded for lack of success."""
-        from flow_vla.msg import Episode
-        self._call('expert/enable', data=False)
+        self._enable(False)
         self._start_recording(demonstration)
-        self._state = None
-        self._call('sim/reset', task=demonstration.task, seed=demonstration.seed)
-        self._wait(lambda: self._state is not None and self._state.steps == 0, SERVICE_SECONDS, 'the reset state')
+        self._reset(demonstration)
         self._held = 0
-        self._call('expert/enable', data=True)
+        self._enable(True)
         self._wait(lambda: self._held >= self._hold_steps or self._state.steps >= max_steps_of(self.contract),
                    EPISODE_SECONDS, f'the end of {demonstration.task}')
         success = self._held >= self._hold_steps
-        answer = self._call('recorder/stop', keep=success, outcome=Episode.SUCCESS if success else Episode.FAILURE)
-        if success and (lost := lost_messages(Path(answer.path), self.contract)):
-            shutil.rmtree(answer.path)
+        bag = self._stop_recording(success)
+        if success and (lost := lost_messages(bag, self.contract)):
+            shutil.rmtree(bag)
             typer.echo(f'{demonstration.task} seed {demonstration.seed}: {lost} messages lost on a busy machine, '
                        'recorded again')
             return self.record(demonstration)
         return self._state.steps if success else None
 
+    def _enable(self, on: bool) -> None:
+        answer, _ = self._ask('expert/enable', data=on)
+        if not answer.success:
+            raise FlowVLAError(f'expert/enable: {answer.message}')
+
     def _start_recording(self, demonstration: Demonstration) -> None:
         """Begin an episode; just after the start of the nodes the recorder may not know every publisher yet."""
         from flow_vla.srv import StartEpisode
-        deadline = time.monotonic() + SERVICE_SECONDS
+        codes, deadline = StartEpisode.Request, time.monotonic() + SERVICE_SECONDS
         while True:
-            answer = self._ask('recorder/start', instruction=demonstration.instruction,
-                               task=f'{demonstration.task}#{demonstration.seed}')
-            if answer.success:
+            answer, repeated = self._ask('recorder/start', instruction=demonstration.instruction,
+                                         task=f'{demonstration.task}#{demonstration.seed}')
+            if answer.success or repeated and answer.code == codes.ALREADY_RECORDING:
                 return
-            if answer.code != StartEpisode.Request.TOPIC_MISSING or time.monotonic() > deadline:
+            if answer.code != codes.TOPIC_MISSING or time.monotonic() > deadline:
                 raise FlowVLAError(f'recorder/start: {answer.message}')
             self._spinner.spin_once(timeout_sec=0.2)
+
+    def _stop_recording(self, keep: bool) -> Path | None:
+        """End the episode; return its bag if it is kept."""
+        from flow_vla.msg import Episode
+        from flow_vla.srv import StartEpisode
+        from flow_vla_core.data import find_bags
+        answer, repeated = self._ask('recorder/stop', keep=keep, outcome=Episode.SUCCESS if keep else Episode.FAILURE)
+        if answer.success:
+            return Path(answer.path) if keep else None
+        if not repeated or answer.code != StartEpisode.Request.NOT_RECORDING:
+            raise FlowVLAError(f'recorder/stop: {answer.message}')
+        return find_bags(self._out)[-1] if keep else None
+
+    def _reset(self, demonstration: Demonstration) -> None:
+        """Change the scene, once: a second time would end the recording."""
+        client, self._state = self._client('sim/reset'), None
+        future = client.call_async(client.srv_type.Request(task=demonstration.task, seed=demonstration.seed))
+
+        def shown() -> bool:
+            state = self._state
+            return state is not None and (state.task, state.seed, state.steps) == (
+                demonstration.task, demonstration.seed, 0)
+
+        self._wait(lambda: future.done() or shown(), SERVICE_SECONDS, 'an answer of sim/reset')
+        if future.done() and not future.result().success:
+            raise FlowVLAError(f'sim/reset: {future.result().message}')
+        self._wait(shown, SERVICE_SECONDS, 'the reset state')
 
     def _on_state(self, state: object) -> None:
         self._state = state
         self._held = self._held + 1 if state.success else 0
 
-    def _call(self, name: str, **request: object) -> object:
-        answer = self._ask(name, **request)
-        if not answer.success:
-            raise FlowVLAError(f'{name}: {answer.message}')
-        return answer
+    def _client(self, name: str) -> object:
+        self._wait(self._clients[name].service_is_ready, SERVICE_SECONDS, f'the service {name}')
+        return self._clients[name]
 
-    def _ask(self, name: str, **request: object) -> object:
-        client = self._clients[name]
-        self._wait(client.service_is_ready, SERVICE_SECONDS, f'the service {name}')
-        future = client.call_async(client.srv_type.Request(**request))
-        self._wait(future.done, SERVICE_SECONDS, f'an answer of {name}')
-        return future.result()
+    def _ask(self, name: str, **request: object) -> tuple[object, bool]:
+        """Call a service, again if no answer comes; return the answer, and whether it was called more than once."""
+        client, calls = self._client(name), []
+        while len(calls) < round(SERVICE_SECONDS / ANSWER_SECONDS):
+            calls.append(client.call_async(client.srv_type.Request(**request)))
+            self._becomes_true(lambda: any(call.done() for call in calls), ANSWER_SECONDS)
+            if answered := [call for call in calls if call.done()]:
+                return answered[0].result(), len(calls) > 1
+        raise FlowVLAError(f'waited {SERVICE_SECONDS:.0f} s in vain for an answer of {name}')
 
-    def _wait(self, predicate: object, seconds: float, what: str) -> None:
+    def _wait(self, predicate: Callable[[], bool], seconds: float, what: str) -> None:
+        if not self._becomes_true(predicate, seconds):
+            raise FlowVLAError(f'waited {seconds:.0f} s in vain for {what}')
+
+    def _becomes_true(self, predicate: Callable[[], bool], seconds: float) -> bool:
         deadline = time.monotonic() + seconds
         while not predicate():
             if time.monotonic() > deadline:
-                raise FlowVLAError(f'waited {seconds:.0f} s in vain for {what}')
+                return False
             self._spinner.spin_once(timeout_sec=0.1)
+        return True

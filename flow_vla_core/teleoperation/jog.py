@@ -176,4 +176,3 @@ def ramp(rate: np.ndarray, wish: np.ndarray, acceleration: np.ndarray, time: flo
     part = np.minimum(time, span)
     share = np.divide(part, span, out=np.ones_like(span), where=span > 0)
     return part * (rate + change * share / 2) + wish * (time - part), np.where(share >= 1, wish, rate + change * share)
-
