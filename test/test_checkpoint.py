@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+import shutil
 
 from core_samples import make_policy, small_contract
 import pytest
@@ -164,10 +165,20 @@ def test_a_crash_between_the_two_renames_is_repaired(folder: Path) -> None:
     assert folder.is_dir()
 
 
-def test_the_shipped_checkpoint_loads_and_says_its_family(root: Path) -> None:
-    folder = root / 'checkpoints' / 'metaworld'
-    assert 'family' not in json.loads((folder / 'config.json').read_text())['policy']['generator']
+def test_the_shipped_checkpoint_loads_also_as_the_first_version_wrote_it(root: Path, tmp_path: Path) -> None:
+    """Configurations had no family, path, coupling and scales then."""
+    folder = tmp_path / 'policy'
+    shutil.copytree(root / 'checkpoints' / 'metaworld', folder)
     policy = load_checkpoint(folder)
     assert isinstance(policy.config.generator, FlowMatchingConfig)
     assert (policy.config.generator.steps, policy.config.generator.solver) == (5, 'euler')
+    assert policy.config.generator.prefix_steps == 6
     assert from_values(PolicyConfig, to_values(policy.config)) == policy.config
+    written = json.loads((folder / 'config.json').read_text())
+    generator = written['policy']['generator']
+    for key in ('family', 'path', 'coupling', 'drop', 'guidance', 'tolerance'):
+        del generator[key]
+    for key in ('state_scale', 'action_scale'):
+        del written['policy'][key]
+    (folder / 'config.json').write_text(json.dumps(written))
+    assert load_checkpoint(folder).config == policy.config
