@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import NamedTuple
 
 import numpy as np
 from sensor_msgs.msg import JointState
@@ -20,6 +21,20 @@ from flow_vla_ros.robot_view import RobotView
 from flow_vla_ros.teleop_drive import ChunkOutlet
 
 __all__ = ['LeaderNode', 'main']
+
+
+class Heard(NamedTuple):
+    """Is what was heard of the leader last.
+
+    Args:
+        arrival: of the message, on the monotonic clock, s.
+        stamp: of its arrival, ROS time, ns.
+        positions: joint -> position, rad or what the leader's driver publishes.
+    """
+
+    arrival: float
+    stamp: int
+    positions: dict[str, float]
 
 
 class LeaderNode(FlowLifecycleNode):
@@ -42,7 +57,7 @@ class LeaderNode(FlowLifecycleNode):
         self._settings = load_settings(LeaderSettings, parameters.bindings)
         self._leader, self._rate = Leader(contract, self._settings), parameters.rate
         self._view, self._outlet = RobotView(self, contract), ChunkOutlet(self, contract)
-        self._heard: tuple[float, int, dict[str, float]] | None = None
+        self._heard: Heard | None = None
         self._in_control = False
         self._release_client = self.create_client(Trigger, 'executor/release')
         self.create_subscription(JointState, parameters.leader_topic, self._on_leader, qos.SENSOR)
@@ -61,7 +76,7 @@ class LeaderNode(FlowLifecycleNode):
 
     def _on_leader(self, message: JointState) -> None:
         now = self.get_clock().now().nanoseconds
-        self._heard = time.monotonic(), now, dict(zip(message.name, message.position))
+        self._heard = Heard(time.monotonic(), now, dict(zip(message.name, message.position)))
 
     def _on_execution(self, status: ExecutionStatus) -> None:
         before, self._in_control = self._in_control, status.source == Actor.PERSON
@@ -100,17 +115,17 @@ class LeaderNode(FlowLifecycleNode):
             self._stop(f'nothing from the leader for {self._settings.timeout:g} s')
             return
         try:
-            chunk = self._leader.chunk(self._target(), self.get_clock().now().nanoseconds, self._heard[1])
+            chunk = self._leader.chunk(self._target(), self.get_clock().now().nanoseconds, self._heard.stamp)
         except ObservationError as error:
             self._stop(str(error))
         else:
             self._outlet.send(chunk)
 
     def _target(self) -> np.ndarray:
-        return self._leader.target(self._heard[2])
+        return self._leader.target(self._heard.positions)
 
     def _lost(self) -> bool:
-        return self._heard is None or time.monotonic() - self._heard[0] > self._settings.timeout
+        return self._heard is None or time.monotonic() - self._heard.arrival > self._settings.timeout
 
     def _stop(self, reason: str) -> None:
         self._leader.stop()

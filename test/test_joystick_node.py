@@ -232,7 +232,7 @@ def test_the_robot_follows_the_leader_from_take_over_to_release(graph: RosGraph,
 def test_a_leader_that_is_far_is_refused_with_joint_and_distance(graph: RosGraph, tmp_path: Path) -> None:
     rig = LeaderRig(graph, tmp_path)
     rig.posture = np.array([0.1, 0.1, 0.9, 0.1, 0.1, 0.1])
-    graph.spin_until(lambda: rig.leader_node._heard[2]['elbow_flex'] == 0.9)
+    graph.spin_until(lambda: rig.leader_node._heard.positions['elbow_flex'] == 0.9)
     answer = graph.call(Trigger, 'leader/take_over')
     assert not answer.success and 'too far apart: arm.elbow_flex by 0.8; allowed: 0.15' in answer.message
     rig.plugged = False

@@ -153,7 +153,7 @@ class Leader:
             worst = int(np.argmax(apart))
             raise StateInvalid(f'leader and robot are too far apart: {self.axes[worst]} by {apart[worst]:.3g}; '
                                f'allowed: {self._settings.near:g}')
-        self._goal, self._leader = np.clip(robot, self._low, self._high), target
+        self._goal, self._seen = np.clip(robot, self._low, self._high), target
         self._met, self._memory = bool((apart <= self._settings.near).all()), FadingMemory(self._goal, MEMORY)
         self._series.begin_anew()
 
@@ -163,13 +163,19 @@ class Leader:
         self._met = False
 
     def chunk(self, target: np.ndarray, now: int, seen: int | None = None) -> ActionChunk:
-        """Make the chunk for a time, ns, from the leader's values (A,), and when it was seen there, ns; now if None."""
+        """Make the chunk for a time.
+
+        Args:
+            target: (A,) the leader's values, as `target` maps them.
+            now: ROS time, ns; the stamp.
+            seen: when the leader was there, ROS time, ns; now if None. The same time again adds nothing.
+        """
         seen = now if seen is None else min(seen, now)
         elapsed = self._series.elapsed(seen)
         if elapsed > 0:
             self._goal = self._followed(target, elapsed)
             self._memory.see(self._goal, elapsed)
-            self._leader = target
+            self._seen = target
         self._met = self._met or bool((np.abs(target - self._goal) <= MET * self._top).all())
         ahead = self._ahead((now - seen) * 1e-9)
         return self._series.make(now, np.clip(self._memory.values + ahead, self._low, self._high))
@@ -184,7 +190,7 @@ class Leader:
     def _followed(self, target: np.ndarray, elapsed: float) -> np.ndarray:
         """Move the goal with the leader, and nearer to it, within the velocities."""
         pace = elapsed * self._top * (1.0 if self._met else self._settings.blend)
-        carried = np.clip(target - self._leader, -pace, pace)
+        carried = np.clip(target - self._seen, -pace, pace)
         left = target - self._goal - carried
         closer = np.sign(left) * elapsed * stopping_speed(np.abs(left), self._acceleration, elapsed)
         return self._goal + np.clip(carried + closer, -pace, pace)

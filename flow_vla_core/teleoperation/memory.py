@@ -8,13 +8,14 @@ __all__ = ['FadingMemory']
 
 
 class FadingMemory:
-    r"""Estimates a motion from its positions, however unevenly they come.
+    r"""Estimates a motion from its positions.
 
     The parabola that fits all positions best, each counting :math:`\theta = e^{-\mu T}` times as much as the one after
     it, in closed form: :math:`\alpha = 1 - \theta^3`, :math:`\beta = 3 (1 - \theta)^2 (1 + \theta) / 2` and
     :math:`\gamma = (1 - \theta)^3 / 2` of the surprise :math:`r` correct the prediction, by :math:`\alpha r`,
     :math:`\beta r / T` and :math:`2 \gamma r / T^2` (Brookner, Tracking and Kalman Filtering Made Easy, 1998, the
-    critically damped g-h-k filter). A steady acceleration is followed without lag.
+    critically damped g-h-k filter). That fit is exact where positions come evenly; a steady acceleration is followed
+    without lag also where they don't.
 
     Args:
         values: (n,) of the motion, at rest.
